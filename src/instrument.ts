@@ -1,0 +1,178 @@
+/**
+ * The combinator that gives an Effect its lifecycle events.
+ *
+ * `execution_started` comes first, then exactly one of `execution_completed` and `execution_failed`, whatever happens: success,
+ * failure, defect, interruption. The result is untouched. Units are built on it; use it for what is not a unit.
+ *
+ * @since 0.1.0
+ */
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import type * as Schema from "effect/Schema"
+import type * as Stream from "effect/Stream"
+import type { EventPublisher } from "./EventPublisher.ts"
+import * as Encode from "./internal/encode.ts"
+import { Run, type Runnable, runStream } from "./internal/run.ts"
+import type { Top } from "./internal/types.ts"
+
+/**
+ * How an execution is named, and how its values are shown.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Options {
+  /** `<domain>.<unit>`, such as `billing.charge`. A name without a dot is its own domain. */
+  readonly name: string
+  /** Default `command`. */
+  readonly kind?: "command" | "query" | undefined
+  /** Encodes the input in events, and says what in it is secret. Default: any value, as JSON. It checks nothing. */
+  readonly input?: Top | undefined
+  /** The same for the output. */
+  readonly output?: Top | undefined
+  /** The same for the failures. */
+  readonly error?: Top | undefined
+}
+
+const domainOf = (name: string): string => {
+  const dot = name.indexOf(".")
+  return dot === -1 ? name : name.slice(0, dot)
+}
+
+const encoder = (schema: Top | undefined): Encode.Encoder => schema === undefined ? Encode.unknown : Encode.make(schema)
+
+/**
+ * @internal
+ */
+export const runnable = <In, Checked, Invalid>(
+  options: Options,
+  prepare: (input: In) => Effect.Effect<Checked, Invalid>
+): Runnable<In, Checked, Invalid> => ({
+  name: options.name,
+  domain: domainOf(options.name),
+  kind: options.kind ?? "command",
+  encodeInput: encoder(options.input),
+  encodeOutput: encoder(options.output),
+  encodeError: encoder(options.error),
+  hasSecrets: options.input !== undefined && Encode.containsSecret((options.input satisfies Schema.Top).ast),
+  prepare,
+  tally: undefined
+})
+
+const succeed = <A>(value: A): Exit.Exit<A> => Exit.succeed(value)
+
+/** What an event shows of the arguments of a function: nothing, the one, or the list. */
+const inputOf = (args: ReadonlyArray<unknown>): unknown => args.length > 1 ? args : args[0]
+
+/**
+ * Gives a function that returns an Effect its lifecycle events. The function keeps its parameters.
+ *
+ * **Example** (Instrumenting a function)
+ *
+ * ```ts
+ * const charge = instrument((order: Order) => chargeCard(order), { name: "billing.charge" })
+ * // (order: Order) => Effect<Receipt, CardDeclined, Cards | EventPublisher>
+ * ```
+ *
+ * @category combinators
+ * @since 0.1.0
+ */
+export const instrument: {
+  (options: Options): <Args extends ReadonlyArray<unknown>, A, E, R>(
+    handler: (...args: Args) => Effect.Effect<A, E, R>
+  ) => (...args: Args) => Effect.Effect<A, E, R | EventPublisher>
+  <Args extends ReadonlyArray<unknown>, A, E, R>(
+    handler: (...args: Args) => Effect.Effect<A, E, R>,
+    options: Options
+  ): (...args: Args) => Effect.Effect<A, E, R | EventPublisher>
+} = <Args extends ReadonlyArray<unknown>, A, E, R>(
+  ...parameters: [options: Options] | [handler: (...args: Args) => Effect.Effect<A, E, R>, options: Options]
+) => {
+  const of = (handler: (...args: Args) => Effect.Effect<A, E, R>, options: Options) => {
+    const unit = runnable<unknown, unknown, never>(options, succeed)
+    return (...args: Args): Effect.Effect<A, E, R | EventPublisher> =>
+      new Run(unit, inputOf(args), () => handler(...args))
+  }
+  // The overloads differ in their results, which one implementation can only give as a union.
+  return (parameters.length === 1
+    ? (handler: (...args: Args) => Effect.Effect<A, E, R>) => of(handler, parameters[0])
+    : of(parameters[0], parameters[1])) as never
+}
+
+/**
+ * Gives an Effect its lifecycle events. `input` is what the started event shows.
+ *
+ * **Example** (Instrumenting one Effect)
+ *
+ * ```ts
+ * const program = instrumentEffect(migrate, { name: "schema.migrate", input: { version: 4 } })
+ * ```
+ *
+ * @category combinators
+ * @since 0.1.0
+ */
+export const instrumentEffect: {
+  (options: ValueOptions): <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R | EventPublisher>
+  <A, E, R>(effect: Effect.Effect<A, E, R>, options: ValueOptions): Effect.Effect<A, E, R | EventPublisher>
+} = <A, E, R>(
+  ...parameters: [options: ValueOptions] | [effect: Effect.Effect<A, E, R>, options: ValueOptions]
+) => {
+  const of = (effect: Effect.Effect<A, E, R>, options: ValueOptions): Effect.Effect<A, E, R | EventPublisher> =>
+    new Run(runnable<unknown, unknown, never>(optionsOf(options), succeed), options.input, () => effect)
+  // The overloads differ in their results, which one implementation can only give as a union.
+  return (parameters.length === 1
+    ? (effect: Effect.Effect<A, E, R>) => of(effect, parameters[0])
+    : of(parameters[0], parameters[1])) as never
+}
+
+/**
+ * Gives a Stream its lifecycle events: started when it is first pulled, one terminal event when it is drained, fails, or its
+ * consumer stops.
+ *
+ * **Details**
+ *
+ * The completed event's output is `{ chunks }`, how many elements went through; both terminal events also say it in `chunks`. A
+ * consumer that stops early ends the execution with `execution_failed`, failure kind `interrupt`. Each run of the stream is an
+ * execution of its own. Elements are counted, not kept.
+ *
+ * @category combinators
+ * @since 0.1.0
+ */
+export const instrumentStream: {
+  (options: ValueOptions): <A, E, R>(stream: Stream.Stream<A, E, R>) => Stream.Stream<A, E, R | EventPublisher>
+  <A, E, R>(stream: Stream.Stream<A, E, R>, options: ValueOptions): Stream.Stream<A, E, R | EventPublisher>
+} = <A, E, R>(
+  ...parameters: [options: ValueOptions] | [stream: Stream.Stream<A, E, R>, options: ValueOptions]
+) => {
+  const of = (stream: Stream.Stream<A, E, R>, options: ValueOptions): Stream.Stream<A, E, R | EventPublisher> =>
+    runStream(runnable<unknown, unknown, never>(optionsOf(options), succeed), options.input, () => stream, chunkCount)
+  // The overloads differ in their results, which one implementation can only give as a union.
+  return (parameters.length === 1
+    ? (stream: Stream.Stream<A, E, R>) => of(stream, parameters[0])
+    : of(parameters[0], parameters[1])) as never
+}
+
+/**
+ * How `instrumentEffect` and `instrumentStream` name an execution, and what its started event shows.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface ValueOptions {
+  /** `<domain>.<unit>`, such as `billing.charge`. A name without a dot is its own domain. */
+  readonly name: string
+  /** Default `command`. */
+  readonly kind?: "command" | "query" | undefined
+  /** What the started event shows; any value, as JSON. */
+  readonly input?: unknown
+}
+
+const optionsOf = ({ kind, name }: ValueOptions): Options => ({ name, kind })
+
+/**
+ * @internal
+ */
+export const chunkCount = {
+  initial: (): { readonly chunks: number } => ({ chunks: 0 }),
+  step: ({ chunks }: { readonly chunks: number }): { readonly chunks: number } => ({ chunks: chunks + 1 })
+}

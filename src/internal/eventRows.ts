@@ -1,0 +1,311 @@
+/**
+ * Events as the rows of an event store, and what a batch of events says of executions.
+ *
+ * @since 0.1.0
+ */
+import * as DomainEvent from "../DomainEvent.ts"
+import type { Event } from "../EventPublisher.ts"
+import * as ExecutionEvent from "../ExecutionEvent.ts"
+
+/**
+ * What is common to the rows of running and of ended executions.
+ *
+ * @internal
+ */
+export interface Identity {
+  readonly correlation_id: string
+  readonly unit_name: string
+  readonly domain: string
+  readonly kind: string
+  readonly parent_id: string | null
+  readonly root_id: string
+  readonly source: string
+}
+
+/**
+ * An event ready to be stored, all but its offset.
+ *
+ * @internal
+ */
+export interface Prepared {
+  readonly id: string
+  readonly type: string
+  readonly domain: string
+  readonly unit_name: string | null
+  readonly correlation_id: string | null
+  /** Milliseconds since 1970. */
+  readonly occurred_at: number
+  readonly body: string
+  /** What a lifecycle event says of its execution; absent in domain events. */
+  readonly lifecycle: Started | Ended | undefined
+}
+
+/** @internal */
+export interface Started {
+  readonly _tag: "Started"
+  readonly identity: Identity
+}
+
+/** @internal */
+export interface Ended {
+  readonly _tag: "Ended"
+  readonly identity: Identity
+  readonly outcome: "completed" | "failed"
+  readonly failure_kind: string | null
+  readonly failure_tag: string | null
+  readonly failure_code: string | null
+  readonly error: string | null
+  readonly duration_ms: number
+}
+
+/** The row of an execution repeats its error so that a list need not read events; the whole of it is in the event. */
+const longestError = 1000
+
+/**
+ * A text as a database can hold it. A lone surrogate has no UTF-8: it is written as its JSON escape, so that two texts that
+ * differ stay different.
+ *
+ * @internal
+ */
+export const text = (value: string): string => value.isWellFormed() ? value : JSON.stringify(value).slice(1, -1)
+
+const optionalText = (value: string | undefined): string | null => value === undefined ? null : text(value)
+
+/**
+ * Serialises an event. An unreadable timestamp counts as `now` (milliseconds).
+ *
+ * `JSON.stringify` escapes NUL characters and lone surrogates, so that any database takes the body.
+ *
+ * @internal
+ */
+export const prepare = (event: Event, now: number): Prepared =>
+  ExecutionEvent.isExecutionEvent(event) ? prepareExecution(event, now) : prepareDomain(event, now)
+
+const millis = (timestamp: string, now: number): number => {
+  const parsed = Date.parse(timestamp)
+  return Number.isNaN(parsed) ? now : parsed
+}
+
+const prepareDomain = (event: DomainEvent.DomainEvent, now: number): Prepared => {
+  const json = DomainEvent.toJson(event)
+  return {
+    id: text(json.id),
+    type: text(json.type),
+    domain: text(json.domain),
+    unit_name: optionalText(json.unit_name),
+    correlation_id: optionalText(json.correlation_id),
+    occurred_at: millis(json.timestamp, now),
+    body: JSON.stringify(json),
+    lifecycle: undefined
+  }
+}
+
+const prepareExecution = (event: ExecutionEvent.ExecutionEvent, now: number): Prepared => {
+  const json = ExecutionEvent.toJson(event)
+  const identity: Identity = {
+    correlation_id: text(json.correlation_id),
+    unit_name: text(json.unit_name),
+    domain: text(json.domain),
+    kind: json.kind,
+    parent_id: optionalText(json.parent_id),
+    root_id: text(json.root_id),
+    source: text(json.source)
+  }
+  return {
+    id: text(json.id),
+    type: json.event_type,
+    domain: identity.domain,
+    unit_name: identity.unit_name,
+    correlation_id: identity.correlation_id,
+    occurred_at: millis(json.timestamp, now),
+    body: JSON.stringify(json),
+    lifecycle: lifecycle(json, identity)
+  }
+}
+
+const lifecycle = (json: ExecutionEvent.ExecutionEvent, identity: Identity): Started | Ended => {
+  switch (json.event_type) {
+    case "execution_started":
+      return { _tag: "Started", identity }
+    case "execution_completed":
+      return {
+        _tag: "Ended",
+        identity,
+        outcome: "completed",
+        failure_kind: null,
+        failure_tag: null,
+        failure_code: null,
+        error: null,
+        duration_ms: json.duration_ms
+      }
+    case "execution_failed":
+      return {
+        _tag: "Ended",
+        identity,
+        outcome: "failed",
+        failure_kind: json.failure.kind,
+        failure_tag: optionalText(json.failure.tag),
+        failure_code: optionalText(json.failure.code),
+        error: text(json.error.slice(0, longestError)),
+        duration_ms: json.duration_ms
+      }
+  }
+}
+
+/** @internal */
+export interface EventRow {
+  readonly event_offset: number
+  readonly id: string
+  readonly type: string
+  readonly domain: string
+  readonly unit_name: string | null
+  readonly correlation_id: string | null
+  readonly lifecycle: number
+  readonly occurred_at: number
+  readonly body: string
+}
+
+/** @internal */
+export interface RunningRow extends Identity {
+  readonly started_offset: number
+  readonly started_at: number
+  /** The store instance whose process runs the execution; null where it is not known. */
+  readonly owner: string | null
+}
+
+/** @internal */
+export interface EndedRow extends Identity {
+  readonly ended_offset: number
+  /** Offset of the started event, or of the terminal one where the started one was lost. */
+  readonly first_offset: number
+  readonly started_offset: number | null
+  readonly started_at: number
+  readonly ended_at: number
+  readonly duration_ms: number
+  readonly outcome: string
+  readonly failure_kind: string | null
+  readonly failure_tag: string | null
+  readonly failure_code: string | null
+  readonly error: string | null
+}
+
+/**
+ * What the store knows of the executions that a batch names.
+ *
+ * @internal
+ */
+export interface Known {
+  readonly running: ReadonlyMap<string, { readonly started_offset: number; readonly started_at: number }>
+  readonly ended: ReadonlySet<string>
+}
+
+/**
+ * Where the first event of an execution arrived after its last.
+ *
+ * @internal
+ */
+export interface Late {
+  readonly correlation_id: string
+  readonly started_offset: number
+  readonly started_at: number
+}
+
+/** @internal */
+export interface Plan {
+  readonly events: ReadonlyArray<EventRow>
+  readonly running: ReadonlyArray<RunningRow>
+  readonly ended: ReadonlyArray<EndedRow>
+  readonly late: ReadonlyArray<Late>
+  /** Executions of `ended` that the store has as running. */
+  readonly noLongerRunning: ReadonlyArray<string>
+  /** Ids of events that are not stored: a second terminal event of one execution. */
+  readonly refused: ReadonlyArray<string>
+}
+
+/**
+ * The executions of a batch of which the store has to be asked: those that the batch does not both begin and end.
+ *
+ * @internal
+ */
+export const unpaired = (batch: ReadonlyArray<Prepared>): ReadonlyArray<string> => {
+  const seen = new Map<string, number>()
+  for (const { lifecycle } of batch) {
+    if (lifecycle === undefined) continue
+    const id = lifecycle.identity.correlation_id
+    seen.set(id, (seen.get(id) ?? 0) | (lifecycle._tag === "Started" ? 1 : 2))
+  }
+  return Array.from(seen).flatMap(([id, parts]) => parts === 3 ? [] : [id])
+}
+
+/**
+ * Gives the events of a batch the offsets after `last`, and joins the started and terminal events of each execution. Of two
+ * terminal events of one execution the first counts, and the second is refused.
+ *
+ * @internal
+ */
+export const plan = (batch: ReadonlyArray<Prepared>, last: number, known: Known, owner: string | null): Plan => {
+  const events: Array<EventRow> = []
+  const begun = new Map<string, RunningRow>()
+  const ended = new Map<string, EndedRow>()
+  const late: Array<Late> = []
+  const noLongerRunning: Array<string> = []
+  const refused: Array<string> = []
+  let offset = last
+  for (const event of batch) {
+    const { lifecycle } = event
+    if (lifecycle !== undefined) {
+      const { identity } = lifecycle
+      const id = identity.correlation_id
+      const next = offset + 1
+      const at = event.occurred_at
+      if (lifecycle._tag === "Started") {
+        if (ended.has(id) || known.ended.has(id)) {
+          late.push({ correlation_id: id, started_offset: next, started_at: at })
+        } else begun.set(id, { ...identity, started_offset: next, started_at: at, owner })
+      } else {
+        if (ended.has(id) || known.ended.has(id)) {
+          refused.push(event.id)
+          continue
+        }
+        const stored = known.running.get(id)
+        if (stored !== undefined) noLongerRunning.push(id)
+        const start = begun.get(id) ?? stored
+        begun.delete(id)
+        ended.set(id, {
+          ...identity,
+          ended_offset: next,
+          first_offset: start?.started_offset ?? next,
+          started_offset: start?.started_offset ?? null,
+          started_at: start?.started_at ?? at - lifecycle.duration_ms,
+          ended_at: at,
+          duration_ms: lifecycle.duration_ms,
+          outcome: lifecycle.outcome,
+          failure_kind: lifecycle.failure_kind,
+          failure_tag: lifecycle.failure_tag,
+          failure_code: lifecycle.failure_code,
+          error: lifecycle.error
+        })
+      }
+    }
+    offset += 1
+    events.push({
+      event_offset: offset,
+      id: event.id,
+      type: event.type,
+      domain: event.domain,
+      unit_name: event.unit_name,
+      correlation_id: event.correlation_id,
+      lifecycle: lifecycle === undefined ? 0 : 1,
+      occurred_at: event.occurred_at,
+      body: event.body
+    })
+  }
+  return {
+    events,
+    running: Array.from(begun.values()),
+    ended: Array.from(ended.values()),
+    late,
+    noLongerRunning,
+    refused
+  }
+}

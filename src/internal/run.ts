@@ -1,0 +1,359 @@
+/**
+ * One run of a unit, from its started event to its terminal one. The hot path of the library.
+ *
+ * An execution is two steps of the fiber's loop around the work itself. The second, `Begun`, is evaluated below a finalizer: an
+ * interruption that comes between the two finds either nothing begun, and publishes nothing, or the finalizer in place, and
+ * publishes the end. Everything that can wait for serialisation, ids included, is left to the events.
+ *
+ * @since 0.1.0
+ */
+import * as Cause from "effect/Cause"
+import * as Channel from "effect/Channel"
+import * as Clock from "effect/Clock"
+import * as Context from "effect/Context"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Effectable from "effect/Effectable"
+import * as Exit from "effect/Exit"
+import type * as Fiber from "effect/Fiber"
+import * as Pull from "effect/Pull"
+import * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
+import { EventPublisher, type Publisher, PublishError, publishing, TimedOut } from "../EventPublisher.ts"
+import * as Execution from "../Execution.ts"
+import type { ExecutionEvent } from "../ExecutionEvent.ts"
+import { asExecutionEvent, LiveCompleted, LiveExecution, LiveFailed, LiveStarted, type UnitInfo } from "./liveEvent.ts"
+import * as Metrics from "./metrics.ts"
+
+/**
+ * What running a unit takes. `prepare` checks the input and gives the value that the work gets and the event shows.
+ *
+ * @internal
+ */
+export interface Runnable<in In, out Checked, out Invalid> extends UnitInfo {
+  readonly prepare: (input: In) => Effect.Effect<Checked, Invalid>
+  /** Whether the input can hold secrets that the other events must not repeat. */
+  readonly hasSecrets: boolean
+  /** The record of this unit in the registry that was seen last, so that the common case looks nothing up. */
+  tally: { readonly of: Metrics.Tallies; readonly tally: Metrics.Tally } | undefined
+}
+
+type AnyFiber = Fiber.Fiber<unknown, unknown>
+
+interface Evaluated {
+  readonly evaluate: (fiber: AnyFiber) => Effect.Effect<unknown, unknown, unknown>
+}
+
+/** Base of an Effect that is evaluated by a method. */
+const Primitive = (() => {
+  const Base = function() {}
+  Base.prototype = Effectable.Prototype<Effect.Effect<unknown, unknown, unknown> & Evaluated>({
+    label: "Unit",
+    evaluate(fiber) {
+      return this.evaluate(fiber)
+    }
+  })
+  // A function with this prototype constructs Effects; TypeScript has no way to say so. `effect/Effectable` does the same.
+  return Base as unknown as new<A, E, R>() => Effect.Effect<A, E, R>
+})()
+
+/** True where nothing is to be published: no publisher listens, or this is a publisher's own doing. */
+const isSilent = (publisher: Publisher, surroundings: Execution.Surroundings): boolean =>
+  publisher.isNoop || publisher.isPublishing || surroundings === publishing
+
+const prepare = <In, Checked, Invalid>(
+  runnable: Runnable<In, Checked, Invalid>,
+  input: In
+): Effect.Effect<Checked, Invalid> => {
+  try {
+    return runnable.prepare(input)
+  } catch (defect) {
+    return Exit.die(defect)
+  }
+}
+
+/** `Exit.isExit` for an Effect whose types are known. */
+const isExit = <A, E, R>(effect: Effect.Effect<A, E, R>): effect is Exit.Exit<A, E> => Exit.isExit(effect)
+
+/** Goes on with a checked input: at once where the check was synchronous, as checks of plain Schemas are. */
+const proceed = <Checked, Invalid, A, E, R>(
+  checked: Effect.Effect<Checked, Invalid>,
+  handler: (input: Checked) => Effect.Effect<A, E, R>
+): Effect.Effect<A, E | Invalid, R> => {
+  if (!isExit(checked)) return Effect.flatMap(checked, handler)
+  return Exit.isSuccess(checked) ? handler(checked.value) : Exit.failCause(checked.cause)
+}
+
+/** What a started event shows: the checked copy; or what was given, where the check failed or is still to come. */
+const shown = (checked: Effect.Effect<unknown, unknown>, input: unknown): unknown =>
+  Exit.isExit(checked) && Exit.isSuccess(checked) ? checked.value : input
+
+const begin = (
+  fiber: AnyFiber,
+  unit: UnitInfo & { readonly hasSecrets: boolean },
+  publisher: Publisher,
+  surroundings: Execution.Surroundings,
+  value: unknown
+): LiveExecution =>
+  new LiveExecution(
+    unit,
+    fiber.getRef(Clock.Clock),
+    surroundings,
+    fiber.cache.span,
+    publisher.limits,
+    unit.hasSecrets ? value : undefined
+  )
+
+/** The terminal event of an exit, counted. */
+const finish = (
+  execution: LiveExecution,
+  runnable: Runnable<never, unknown, unknown>,
+  publisher: Publisher,
+  exit: Exit.Exit<unknown, unknown>,
+  chunks: number | undefined
+): ExecutionEvent => {
+  const durationNs = execution.elapsed()
+  count(runnable, publisher, exit, durationNs)
+  return asExecutionEvent(
+    Exit.isSuccess(exit)
+      ? new LiveCompleted(execution, durationNs, chunks, exit.value)
+      : new LiveFailed(execution, durationNs, chunks, exit.cause)
+  )
+}
+
+const outcomeOf = (exit: Exit.Exit<unknown, unknown>): Metrics.Outcome => {
+  if (Exit.isSuccess(exit)) return "completed"
+  if (Cause.hasFails(exit.cause)) return "failed"
+  return Cause.hasDies(exit.cause) ? "died" : "interrupted"
+}
+
+const count = (
+  runnable: Runnable<never, unknown, unknown>,
+  publisher: Publisher,
+  exit: Exit.Exit<unknown, unknown>,
+  durationNs: number
+): void => {
+  let seen = runnable.tally
+  if (seen === undefined || seen.of !== publisher.tallies) {
+    seen = { of: publisher.tallies, tally: Metrics.register(publisher.tallies, runnable, publisher.context) }
+    runnable.tally = seen
+  }
+  seen.tally.add(outcomeOf(exit), durationNs)
+}
+
+/**
+ * An execution that waits to be run. Running it again is another execution.
+ *
+ * @internal
+ */
+export class Run<In, Checked, Invalid, A, E, R> extends Primitive<A, E | Invalid, R | EventPublisher>
+  implements Evaluated
+{
+  declare readonly runnable: Runnable<In, Checked, Invalid>
+  declare readonly input: In
+  declare readonly handler: (input: Checked) => Effect.Effect<A, E, R>
+
+  constructor(
+    runnable: Runnable<In, Checked, Invalid>,
+    input: In,
+    handler: (input: Checked) => Effect.Effect<A, E, R>
+  ) {
+    super()
+    this.runnable = runnable
+    this.input = input
+    this.handler = handler
+  }
+
+  evaluate(fiber: AnyFiber): Effect.Effect<A, E | Invalid, R | EventPublisher> {
+    // The type of a Run asks for the service; a fiber shows its context without its type.
+    const publisher = Context.getUnsafe(fiber.context, EventPublisher)
+    const checked = prepare(this.runnable, this.input)
+    if (publisher.isNoop) return proceed(checked, this.handler)
+    const surroundings = fiber.getRef(Execution.Surroundings)
+    if (isSilent(publisher, surroundings)) return proceed(checked, this.handler)
+    if (publisher.policy !== "open") {
+      return strict(this.runnable, publisher, surroundings, this.input, checked, this.handler)
+    }
+    const begun = new Begun(this, publisher, surroundings, checked)
+    return Effect.onExitPrimitive<A, E | Invalid, R>(begun, (exit) => begun.end(exit))
+  }
+}
+
+class Begun<In, Checked, Invalid, A, E, R> extends Primitive<A, E | Invalid, R> implements Evaluated {
+  declare private readonly run: Run<In, Checked, Invalid, A, E, R>
+  declare private readonly publisher: Publisher
+  declare private readonly surroundings: Execution.Surroundings
+  declare private readonly checked: Effect.Effect<Checked, Invalid>
+  declare private execution: LiveExecution | undefined
+  declare private fiber: AnyFiber | undefined
+  declare private outer: Context.Context<never> | undefined
+
+  constructor(
+    run: Run<In, Checked, Invalid, A, E, R>,
+    publisher: Publisher,
+    surroundings: Execution.Surroundings,
+    checked: Effect.Effect<Checked, Invalid>
+  ) {
+    super()
+    this.run = run
+    this.publisher = publisher
+    this.surroundings = surroundings
+    this.checked = checked
+    this.execution = undefined
+    this.fiber = undefined
+    this.outer = undefined
+  }
+
+  evaluate(fiber: AnyFiber): Effect.Effect<A, E | Invalid, R> {
+    const { checked, publisher, run } = this
+    const value = shown(checked, run.input)
+    const execution = begin(fiber, run.runnable, publisher, this.surroundings, value)
+    const outer = fiber.context
+    this.execution = execution
+    this.fiber = fiber
+    this.outer = outer
+    publisher.offer(asExecutionEvent(new LiveStarted(execution, value)))
+    fiber.setContext(Context.add(outer, Execution.Surroundings, execution))
+    return proceed(checked, run.handler)
+  }
+
+  end(exit: Exit.Exit<A, E | Invalid>): undefined {
+    // Interrupted before it was evaluated: nothing has begun, and nothing ends.
+    if (this.execution === undefined || this.fiber === undefined || this.outer === undefined) return
+    this.fiber.setContext(this.outer)
+    this.publisher.offer(finish(this.execution, this.run.runnable, this.publisher, exit, undefined))
+  }
+}
+
+/** Under the policies `closed` and `transactional`: nothing runs unseen. */
+const strict = <In, Checked, Invalid, A, E, R>(
+  runnable: Runnable<In, Checked, Invalid>,
+  publisher: Publisher,
+  surroundings: Execution.Surroundings,
+  input: In,
+  checked: Effect.Effect<Checked, Invalid>,
+  handler: (input: Checked) => Effect.Effect<A, E, R>
+): Effect.Effect<A, E | Invalid, R> =>
+  Effect.uninterruptibleMask((restore) =>
+    Effect.withFiber((fiber: AnyFiber) => {
+      const value = shown(checked, input)
+      const execution = begin(fiber, runnable, publisher, surroundings, value)
+      const inside = Effect.suspend(() => proceed(checked, handler)).pipe(
+        Effect.provideService(Execution.Surroundings, execution)
+      )
+      const end = (exit: Exit.Exit<unknown, unknown>): Effect.Effect<void> =>
+        acknowledge(publisher, finish(execution, runnable, publisher, exit, undefined))
+      return restore(publisher.publish(asExecutionEvent(new LiveStarted(execution, value)))).pipe(
+        Effect.exit,
+        Effect.flatMap((handed) => {
+          if (Exit.isFailure(handed)) {
+            const refusal = Cause.findErrorOption(handed.cause)
+            // The unit does not run, and as it never started, it has no end either.
+            if (refusal._tag === "Some") return Effect.die(refusal.value)
+            // The caller gave up while the event was under way. It may have arrived, so the execution gets its end.
+            const cause = withoutFailures(handed.cause)
+            return Effect.andThen(end(Exit.failCause(cause)), Effect.failCause(cause))
+          }
+          const transaction = publisher.transaction
+          if (transaction === undefined) {
+            return Effect.flatMap(Effect.exit(restore(inside)), (exit) => Effect.andThen(end(exit), exit))
+          }
+          const stored = transaction.run(
+            inside,
+            (output) => asExecutionEvent(new LiveCompleted(execution, execution.elapsed(), undefined, output))
+          )
+          return Effect.flatMap(Effect.exit(restore(stored)), (exit) => {
+            if (Exit.isFailure(exit)) return Effect.andThen(end(exit), exit)
+            count(runnable, publisher, exit, execution.elapsed())
+            return exit
+          })
+        })
+      )
+    })
+  )
+
+const withoutFailures = (cause: Cause.Cause<unknown>): Cause.Cause<never> =>
+  Cause.fromReasons(cause.reasons.filter((reason) => !Cause.isFailReason(reason)))
+
+/** Publishes the end of an execution. The unit has run and its result stands: what goes wrong here is counted. */
+const acknowledge = (publisher: Publisher, event: ExecutionEvent): Effect.Effect<void> =>
+  publisher.publish(event).pipe(
+    Effect.timeoutOrElse({
+      duration: publisher.terminalTimeout,
+      orElse: () =>
+        Effect.fail(
+          new PublishError({
+            event_id: event.id,
+            reason: new TimedOut({ after_ms: Duration.toMillis(publisher.terminalTimeout) })
+          })
+        )
+    }),
+    Effect.catch((error) => Effect.sync(() => publisher.report(error)))
+  )
+
+/**
+ * The executions of a stream: one each time that it is run, from its first pull until it is drained, fails, or its consumer stops.
+ *
+ * @internal
+ */
+export const runStream = <In, Checked, Invalid, A, E, R, S>(
+  runnable: Runnable<In, Checked, Invalid>,
+  input: In,
+  handler: (input: Checked) => Stream.Stream<A, E, R>,
+  aggregate: { readonly initial: () => S; readonly step: (state: S, chunk: A) => S }
+): Stream.Stream<A, E | Invalid, R | EventPublisher> =>
+  Stream.fromChannel(Channel.fromTransformBracket((_upstream, _scope, scope) =>
+    Effect.withFiber((fiber: AnyFiber) => {
+      // The type of the stream asks for the service; a fiber shows its context without its type.
+      const publisher = Context.getUnsafe(fiber.context, EventPublisher)
+      const surroundings = fiber.getRef(Execution.Surroundings)
+      const checked = prepare(runnable, input)
+      const stream = Stream.unwrap(Effect.suspend(() => Effect.map(checked, handler)))
+      if (isSilent(publisher, surroundings)) return Channel.toPullScoped(Stream.toChannel(stream), scope)
+
+      const value = shown(checked, input)
+      const execution = begin(fiber, runnable, publisher, surroundings, value)
+      const within = Effect.provideService(Execution.Surroundings, execution)
+      let chunks = 0
+      let state = aggregate.initial()
+      let failed: Cause.Cause<unknown> | undefined
+      let drained = false
+
+      const end = Effect.suspend(() => {
+        const exit = failed !== undefined
+          ? Exit.failCause(failed)
+          : drained
+          ? Exit.succeed(state)
+          // Stopped by its consumer.
+          : Exit.failCause(Cause.interrupt())
+        const event = finish(execution, runnable, publisher, exit, chunks)
+        return publisher.policy === "open" ? Effect.sync(() => publisher.offer(event)) : acknowledge(publisher, event)
+      })
+      const observe = (pull: Pull.Pull<readonly [A, ...Array<A>], E | Invalid, void, R>) =>
+        Effect.onExitPrimitive(within(pull), (exit) => {
+          if (Exit.isSuccess(exit)) {
+            chunks += exit.value.length
+            for (const chunk of exit.value) state = aggregate.step(state, chunk)
+          } else if (Pull.isDoneCause(exit.cause)) {
+            drained = true
+          } else {
+            failed = exit.cause
+          }
+          return undefined
+        })
+
+      const started = asExecutionEvent(new LiveStarted(execution, value))
+      const hand = publisher.policy === "open"
+        ? Effect.sync(() => publisher.offer(started))
+        : Effect.orDie(publisher.publish(started))
+      return Effect.uninterruptibleMask((restore) =>
+        restore(hand).pipe(
+          // Registered before the scope of the handler is forked, so it runs after the handler's own finalizers.
+          Effect.andThen(Scope.addFinalizer(scope, end)),
+          Effect.andThen(Effect.suspend(() => Channel.toPullScoped(Stream.toChannel(stream), Scope.forkUnsafe(scope)))),
+          within,
+          Effect.map(observe)
+        )
+      )
+    })
+  ))
