@@ -111,9 +111,9 @@ export const define = <const Fields extends Schema.Struct.Fields>(
       Effect.withFiber((fiber: Fiber.Fiber<unknown, unknown>) => {
         // The signature of `publish` asks for the service; a fiber shows its context without its type.
         const publisher = Context.getUnsafe(fiber.context, EventPublisher.EventPublisher)
-        if (publisher.isNoop) return Effect.void
+        if (publisher.isNoop || publisher.isPublishing) return Effect.void
         const clock = fiber.getRef(Clock.Clock)
-        publisher.offer(asDomainEvent(
+        const event = asDomainEvent(
           new LiveDomainEvent({
             type,
             domain,
@@ -123,7 +123,11 @@ export const define = <const Fields extends Schema.Struct.Fields>(
             surroundings: fiber.getRef(Execution.Surroundings),
             limits: publisher.limits
           })
-        ))
+        )
+        if (publisher.waits) {
+          return Effect.catch(publisher.publish(event), (error) => Effect.sync(() => publisher.report(error)))
+        }
+        publisher.offer(event)
         return Effect.void
       })
   }

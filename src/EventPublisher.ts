@@ -7,11 +7,10 @@
  * @since 0.1.0
  */
 import * as Cause from "effect/Cause"
+import * as Console from "effect/Console"
 import * as Context from "effect/Context"
-import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import { dual } from "effect/Function"
 import * as Layer from "effect/Layer"
@@ -20,9 +19,11 @@ import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
 import type { DomainEvent } from "./DomainEvent.ts"
+import * as EventBus from "./EventBus.ts"
 import * as Execution from "./Execution.ts"
 import type { ExecutionEvent } from "./ExecutionEvent.ts"
 import { isExecutionEvent, isTerminal } from "./ExecutionEvent.ts"
+import * as ConsoleLine from "./internal/consoleLine.ts"
 import { uuidV7 } from "./internal/ids.ts"
 import * as Json from "./internal/json.ts"
 import { number, renumber } from "./internal/liveEvent.ts"
@@ -177,6 +178,8 @@ export interface Publisher {
   readonly source: string
   /** True where nothing is published. It is read once, at the start of an execution. */
   readonly isNoop: boolean
+  /** True where handing an event over can take time, so that units go through `publish`: not under the `open` policy, but for a buffer that suspends. */
+  readonly waits: boolean
   /** True while a publish function runs: units run by it are not published, or they would publish without end. */
   readonly isPublishing: boolean
   readonly limits: Json.Limits
@@ -247,10 +250,14 @@ const toPublishError = (event: Event, thrown: unknown): PublishError =>
       reason: new Unavailable({ detail: thrown instanceof Error ? thrown.message : String(thrown), cause: thrown })
     })
 
+/** How many waiting events are taken at once. What was taken no longer counts against a capacity. */
+const drainBatch = 256
+
 class PublisherImpl implements Publisher {
   readonly policy: Policy
   readonly source: string
   readonly isNoop = false
+  readonly waits: boolean
   isPublishing = false
   sequence = 0
   readonly limits: Json.Limits
@@ -266,6 +273,7 @@ class PublisherImpl implements Publisher {
 
   constructor(options: Options, context: Context.Context<never>, source: string) {
     this.policy = options.policy ?? "open"
+    this.waits = this.policy !== "open"
     this.source = source
     this.context = context
     this.send = options.publish
@@ -331,11 +339,11 @@ class PublisherImpl implements Publisher {
 
   /** Publishes what `offer` has accepted, in order, until the scope closes and nothing is left. */
   readonly drain: Effect.Effect<void> = Effect.suspend(() =>
-    Effect.flatMap(this.queue.take, (batch) =>
+    Effect.flatMap(this.queue.take(drainBatch), (batch) =>
       batch === undefined
         ? Effect.void
         : Effect.andThen(
-          Effect.forEach(batch, ({ effect, event }) =>
+          Effect.forEach(batch.items, ({ effect, event }) =>
             Effect.matchCause(this.guarded(event, effect), {
               onSuccess: () => {
                 this.failing = false
@@ -346,9 +354,13 @@ class PublisherImpl implements Publisher {
         ))
   )
 
-  close(): number {
+  /** Takes no more events. */
+  end(): void {
     this.closed = true
     this.queue.end()
+  }
+
+  get size(): number {
     return this.queue.size
   }
 
@@ -387,30 +399,32 @@ export const make = Effect.fnUntraced(
       )
     }
     const context = yield* Effect.context<Scope.Scope>()
-    const millis = yield* Effect.clockWith((clock) => clock.currentTimeMillis)
-    const publisher = new PublisherImpl(options, context, options.source ?? uuidV7(millis))
-    const fiber = yield* Effect.forkDetach(publisher.drain)
-    yield* Effect.addFinalizer(() =>
-      Effect.suspend(() => {
-        publisher.close()
-        return Fiber.await(fiber).pipe(
-          Effect.timeoutOption(options.flushTimeout ?? "10 seconds"),
-          Effect.flatMap(Option.match({
-            onSome: () => Effect.void,
-            onNone: () => Effect.andThen(Fiber.interrupt(fiber), countDropped("publisher", publisher.close()))
-          }))
-        )
-      })
-    )
+    const publisher = new PublisherImpl(options, context, options.source ?? (yield* newSource))
+    yield* drainUntilClosed(publisher.drain, publisher, options.flushTimeout)
     return publisher
   }
 )
 
-const countDropped = (buffer: string, count: number): Effect.Effect<void> =>
-  count === 0 ? Effect.void : Effect.andThen(
-    Metric.update(Metrics.drops(buffer), count),
-    Effect.logWarning(`${count} events were dropped: the ${buffer} did not drain before its deadline`)
-  )
+/** Runs a drain until its scope closes, and then for as long as it may take to finish. */
+const drainUntilClosed = Effect.fnUntraced(
+  function*(
+    drain: Effect.Effect<void>,
+    queue: { readonly end: () => void; readonly size: number },
+    flushTimeout: Duration.Input | undefined
+  ): Effect.fn.Return<void, never, Scope.Scope> {
+    const fiber = yield* Effect.forkDetach(drain)
+    const flush = Effect.gen(function*() {
+      queue.end()
+      const flushed = yield* Effect.timeoutOption(Fiber.await(fiber), flushTimeout ?? "10 seconds")
+      if (Option.isSome(flushed)) return
+      yield* Fiber.interrupt(fiber)
+      // The one that was being published is not in the queue any more, and its fate is unknown: at least these are lost.
+      yield* Metric.update(Metrics.drops("flush"), queue.size)
+      yield* Effect.logWarning(`A publisher was closed before its deadline: ${queue.size} events were dropped`)
+    })
+    yield* Effect.addFinalizer(() => flush)
+  }
+)
 
 /**
  * Layer of a publisher made from a function; see `make`.
@@ -432,6 +446,7 @@ const noop: Publisher = {
   policy: "open",
   source: "",
   isNoop: true,
+  waits: false,
   isPublishing: false,
   limits: Json.defaultLimits,
   tallies: new Map(),
@@ -450,6 +465,400 @@ const noop: Publisher = {
  * @since 0.1.0
  */
 export const layerNoop: Layer.Layer<EventPublisher> = Layer.succeed(EventPublisher, noop)
+
+/** The publisher of a layer, and all that the layer gives besides. */
+const built = <A, E, R>(layer: Layer.Layer<A | EventPublisher, E, R>) =>
+  Effect.map(Layer.build(layer), (context) => ({
+    context,
+    publisher: Context.get(context as Context.Context<EventPublisher>, EventPublisher)
+  }))
+
+const replaced = <A>(context: Context.Context<A>, publisher: Publisher): Context.Context<A | EventPublisher> =>
+  Context.add(context, EventPublisher, publisher)
+
+/**
+ * Publishes every event to both of two publishers, and gives what both Layers give.
+ *
+ * **Details**
+ *
+ * The stricter policy of the two holds. Neither waits for the other under the `open` policy; otherwise an event is handed to the
+ * first, then to the second. Both see the numbering of the pair. A noop is no part of a pair.
+ *
+ * @category combinators
+ * @since 0.1.0
+ */
+export const combine: {
+  <B, E2, R2>(that: Layer.Layer<B | EventPublisher, E2, R2>): <A, E, R>(
+    self: Layer.Layer<A | EventPublisher, E, R>
+  ) => Layer.Layer<A | B | EventPublisher, E | E2, R | R2>
+  <A, E, R, B, E2, R2>(
+    self: Layer.Layer<A | EventPublisher, E, R>,
+    that: Layer.Layer<B | EventPublisher, E2, R2>
+  ): Layer.Layer<A | B | EventPublisher, E | E2, R | R2>
+} = dual(
+  2,
+  <A, E, R, B, E2, R2>(
+    self: Layer.Layer<A | EventPublisher, E, R>,
+    that: Layer.Layer<B | EventPublisher, E2, R2>
+  ): Layer.Layer<A | B | EventPublisher, E | E2, R | R2> =>
+    Layer.effectContext(Effect.gen(function*() {
+      const left = yield* built(self)
+      const right = yield* built(that)
+      const context = Context.merge(left.context, right.context)
+      return replaced(context, yield* pair(left.publisher, right.publisher))
+    }))
+)
+
+const policies = ["open", "closed", "transactional"] as const
+
+const pair = Effect.fnUntraced(function*(left: Publisher, right: Publisher): Effect.fn.Return<Publisher> {
+  if (left.isNoop) return right
+  if (right.isNoop) return left
+  if (left.transaction !== undefined && right.transaction !== undefined) {
+    return yield* Effect.die(
+      new TypeError("Two transactional publishers cannot be combined: one transaction cannot commit in both")
+    )
+  }
+  const strictness = Math.max(policies.indexOf(left.policy), policies.indexOf(right.policy))
+  const offerOrWait = (to: Publisher, event: Event): Effect.Effect<void, PublishError> =>
+    to.waits ? to.publish(event) : Effect.sync(() => to.offer(event))
+  const counter = { source: yield* newSource, sequence: 0 }
+  return {
+    // In bounds: both indices come from the list.
+    policy: policies[strictness]!,
+    source: counter.source,
+    isNoop: false,
+    waits: left.waits || right.waits,
+    get isPublishing() {
+      return left.isPublishing || right.isPublishing
+    },
+    limits: left.limits.maxFieldBytes <= right.limits.maxFieldBytes ? left.limits : right.limits,
+    tallies: left.tallies,
+    context: left.context,
+    terminalTimeout: Duration.max(left.terminalTimeout, right.terminalTimeout),
+    offer: (event) => {
+      number(event, counter)
+      left.offer(event)
+      right.offer(event)
+    },
+    publish: (event) =>
+      Effect.suspend(() => {
+        number(event, counter)
+        return Effect.andThen(offerOrWait(left, event), offerOrWait(right, event))
+      }),
+    report: left.report,
+    transaction: left.transaction ?? right.transaction
+  }
+})
+
+const newSource: Effect.Effect<string> = Effect.clockWith((clock) =>
+  Effect.sync(() => uuidV7(clock.currentTimeMillisUnsafe()))
+)
+
+/** A publisher in front of another, that numbers what it lets through. */
+const inFront = Effect.fnUntraced(function*(
+  publisher: Publisher,
+  pass: (event: Event, on: (event: Event) => void) => void
+): Effect.fn.Return<Publisher> {
+  if (publisher.isNoop) return publisher
+  const counter = { source: yield* newSource, sequence: 0 }
+  const through = (event: Event, on: (event: Event) => void): void => {
+    try {
+      pass(event, (passed) => on(renumber(passed, counter)))
+    } catch (thrown) {
+      publisher.report(toPublishError(event, thrown))
+    }
+  }
+  return {
+    policy: publisher.policy,
+    source: counter.source,
+    isNoop: false,
+    waits: publisher.waits,
+    get isPublishing() {
+      return publisher.isPublishing
+    },
+    limits: publisher.limits,
+    tallies: publisher.tallies,
+    context: publisher.context,
+    terminalTimeout: publisher.terminalTimeout,
+    offer: (event) => through(event, publisher.offer),
+    publish: (event) =>
+      Effect.suspend(() => {
+        const passed: Array<Event> = []
+        through(event, (next) => void passed.push(next))
+        return Effect.forEach(passed, publisher.publish, { discard: true })
+      }),
+    report: publisher.report,
+    transaction: publisher.transaction
+  }
+})
+
+/**
+ * Lets only those events through that a predicate accepts.
+ *
+ * **Details**
+ *
+ * What passes is numbered anew, without holes, under a source of its own. A predicate that throws keeps its event back, which is
+ * counted as a failure to publish.
+ *
+ * **Gotchas**
+ *
+ * A predicate over the unit, the domain or the attributes keeps both events of an execution together; one over `event_type` does
+ * not. Under the `transactional` policy the completed event is stored with the handler's writes, whatever the predicate says.
+ *
+ * @category combinators
+ * @since 0.1.0
+ */
+export const filter: {
+  (predicate: (event: Event) => boolean): <A, E, R>(
+    self: Layer.Layer<A | EventPublisher, E, R>
+  ) => Layer.Layer<A | EventPublisher, E, R>
+  <A, E, R>(
+    self: Layer.Layer<A | EventPublisher, E, R>,
+    predicate: (event: Event) => boolean
+  ): Layer.Layer<A | EventPublisher, E, R>
+} = dual(
+  2,
+  <A, E, R>(
+    self: Layer.Layer<A | EventPublisher, E, R>,
+    predicate: (event: Event) => boolean
+  ): Layer.Layer<A | EventPublisher, E, R> =>
+    Layer.effectContext(Effect.gen(function*() {
+      const { context, publisher } = yield* built(self)
+      return replaced(
+        context,
+        yield* inFront(publisher, (event, on) => {
+          if (predicate(event)) on(event)
+        })
+      )
+    }))
+)
+
+/** FNV-1a, 32 bits, as a number from 0 up to 1. Source: the IETF draft draft-eastlake-fnv. */
+const hashed = (text: string): number => {
+  let hash = 0x811c9dc5
+  for (let i = 0; i < text.length; i++) hash = Math.imul(hash ^ text.charCodeAt(i), 0x01000193)
+  return (hash >>> 0) / 0x1_0000_0000
+}
+
+/**
+ * Lets a share of the executions through, and every one that fails.
+ *
+ * **Details**
+ *
+ * Both events of an execution pass, or neither. The choice falls by `root_id`, so a whole tree of executions passes or stays back,
+ * in every process alike; a failed execution passes by itself, its started event right before its failed one. Started events of
+ * executions that were not chosen are held until they end, at most `capacity` (default 10,000); beyond that the oldest pass.
+ * Domain events follow their tree.
+ *
+ * @category combinators
+ * @since 0.1.0
+ */
+export const sample: {
+  (options: { readonly rate: number; readonly capacity?: number | undefined }): <A, E, R>(
+    self: Layer.Layer<A | EventPublisher, E, R>
+  ) => Layer.Layer<A | EventPublisher, E, R>
+  <A, E, R>(
+    self: Layer.Layer<A | EventPublisher, E, R>,
+    options: { readonly rate: number; readonly capacity?: number | undefined }
+  ): Layer.Layer<A | EventPublisher, E, R>
+} = dual(
+  2,
+  <A, E, R>(
+    self: Layer.Layer<A | EventPublisher, E, R>,
+    options: { readonly rate: number; readonly capacity?: number | undefined }
+  ): Layer.Layer<A | EventPublisher, E, R> =>
+    Layer.effectContext(Effect.gen(function*() {
+      const { context, publisher } = yield* built(self)
+      const capacity = options.capacity ?? 10_000
+      const held = new Map<string, ExecutionEvent>()
+      const chosen = (rootId: string | undefined): boolean => rootId === undefined || hashed(rootId) < options.rate
+      const sampled = yield* inFront(publisher, (event, on) => {
+        if (chosen(event.root_id)) return on(event)
+        if (!isExecutionEvent(event)) return
+        if (isTerminal(event)) {
+          const started = held.get(event.correlation_id)
+          held.delete(event.correlation_id)
+          if (event.event_type === "execution_completed" && started !== undefined) return
+          if (started !== undefined) on(started)
+          return on(event)
+        }
+        held.set(event.correlation_id, event)
+        if (held.size > capacity) {
+          // The map holds more than none, and keeps the order in which they started.
+          const [oldest] = held as Iterable<[string, ExecutionEvent]>
+          if (oldest !== undefined) {
+            held.delete(oldest[0])
+            on(oldest[1])
+          }
+        }
+      })
+      return replaced(context, sampled)
+    }))
+)
+
+/**
+ * What a full buffer does: `suspend` makes units wait for room, `dropping` loses the new event, `sliding` the oldest one.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type Strategy = "suspend" | "dropping" | "sliding"
+
+/**
+ * Settings of `buffered`.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface BufferOptions {
+  /** How many events may wait; those that are just being published do not count. */
+  readonly capacity: number
+  readonly strategy: Strategy
+  /** How long closing the scope waits for what was accepted. Default 10 seconds. */
+  readonly flushTimeout?: Duration.Input | undefined
+}
+
+/**
+ * Puts a bounded buffer in front of a publisher: units hand over to the buffer, a fiber publishes from it, one event after the
+ * other, in order.
+ *
+ * **Details**
+ *
+ * The policy becomes `open`: a unit no longer learns whether its event was published. What is dropped is counted in
+ * `effect_units_events_dropped`, logged once per streak, and shows as a gap in `sequence`. Under `suspend` units wait for room, an
+ * ending one at most `terminalTimeout` of the publisher. Closing the scope publishes what was accepted, for at most
+ * `flushTimeout`.
+ *
+ * @category combinators
+ * @since 0.1.0
+ */
+export const buffered: {
+  (options: BufferOptions): <A, E, R>(
+    self: Layer.Layer<A | EventPublisher, E, R>
+  ) => Layer.Layer<A | EventPublisher, E, R>
+  <A, E, R>(
+    self: Layer.Layer<A | EventPublisher, E, R>,
+    options: BufferOptions
+  ): Layer.Layer<A | EventPublisher, E, R>
+} = dual(
+  2,
+  <A, E, R>(
+    self: Layer.Layer<A | EventPublisher, E, R>,
+    options: BufferOptions
+  ): Layer.Layer<A | EventPublisher, E, R> =>
+    Layer.effectContext(Effect.gen(function*() {
+      const { context, publisher } = yield* built(self)
+      return publisher.isNoop ? context : replaced(context, yield* buffer(publisher, options))
+    }))
+)
+
+const buffer = Effect.fnUntraced(
+  function*(publisher: Publisher, options: BufferOptions): Effect.fn.Return<Publisher, never, Scope.Scope> {
+    const counter = { source: yield* newSource, sequence: 0 }
+    const ring = new Ring<Event>(options.capacity)
+    const drops = Metrics.drops("buffered")
+    let dropping = false
+    const dropped = (): void => {
+      Metric.update(drops, 1).pipe(Effect.runSyncWith(publisher.context))
+      if (dropping) return
+      dropping = true
+      Effect.logWarning(
+        `A buffer of ${options.capacity} events is full and drops events; they are counted in effect_units_events_dropped.`
+      ).pipe(Effect.runForkWith(publisher.context))
+    }
+    const offer = (event: Event): void => {
+      number(event, counter)
+      if (options.strategy === "sliding" ? ring.slide(event) : ring.offer(event)) dropping = false
+      else dropped()
+    }
+    const drain: Effect.Effect<void> = Effect.suspend(() =>
+      Effect.flatMap(ring.take(drainBatch), (batch) =>
+        batch === undefined
+          ? Effect.void
+          : Effect.andThen(
+            Effect.forEach(
+              batch.items,
+              (event) => Effect.catch(publisher.publish(event), (error) => Effect.sync(() => publisher.report(error))),
+              { discard: true }
+            ),
+            drain
+          ))
+    )
+    yield* drainUntilClosed(drain, ring, options.flushTimeout)
+    return {
+      policy: "open",
+      source: counter.source,
+      isNoop: false,
+      waits: options.strategy === "suspend",
+      get isPublishing() {
+        return publisher.isPublishing
+      },
+      limits: publisher.limits,
+      tallies: publisher.tallies,
+      context: publisher.context,
+      terminalTimeout: publisher.terminalTimeout,
+      offer,
+      publish: (event) =>
+        options.strategy === "suspend"
+          ? Effect.suspend(() => {
+            number(event, counter)
+            return Effect.map(ring.offerWaiting(event), (accepted) => accepted ? undefined : dropped())
+          })
+          : Effect.sync(() => offer(event)),
+      report: publisher.report,
+      transaction: undefined
+    }
+  }
+)
+
+/**
+ * Turns a publisher's refusal into a typed failure.
+ *
+ * **Details**
+ *
+ * Under the policies `closed` and `transactional` a unit that may not run, or may not commit, dies with a `PublishError`, as a
+ * Layer cannot add to the typed failures of a unit. Around such units this gives the error its place in the types.
+ *
+ * @category combinators
+ * @since 0.1.0
+ */
+export const failOnRefusal = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<A, E | PublishError, R> =>
+  Effect.catchDefect(
+    self,
+    (defect): Effect.Effect<never, PublishError> =>
+      defect instanceof PublishError ? Effect.fail(defect) : Effect.die(defect)
+  )
+
+/**
+ * Layer that publishes to the subscribers of an `EventBus` in this process, and gives that bus.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layerBus: Layer.Layer<EventPublisher | EventBus.EventBus> = Layer.provideMerge(
+  Layer.effect(
+    EventPublisher,
+    Effect.flatMap(EventBus.EventBus, (bus) => make({ publish: bus.publish }))
+  ),
+  EventBus.layer
+)
+
+/**
+ * Layer that writes one readable line per event to the `Console`: when, what, who, how long. In colour where standard output is a
+ * terminal and `NO_COLOR` is not set.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layerConsole: Layer.Layer<EventPublisher> = Layer.effect(
+  EventPublisher,
+  Effect.gen(function*() {
+    const console = yield* Console.Console
+    const colour = globalThis.process?.stdout?.isTTY === true && globalThis.process.env["NO_COLOR"] === undefined
+    return yield* make({ publish: (event) => console.log(ConsoleLine.format(event, colour)) })
+  })
+)
 
 /**
  * The events that `layerMemory` holds, oldest first.

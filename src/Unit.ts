@@ -22,7 +22,7 @@
  * @since 0.1.0
  */
 import * as Effect from "effect/Effect"
-import * as Exit from "effect/Exit"
+import type * as Exit from "effect/Exit"
 import * as Predicate from "effect/Predicate"
 import * as Schema from "effect/Schema"
 import * as SchemaJITCompiler from "effect/schema/SchemaJITCompiler"
@@ -193,10 +193,9 @@ const define = (name: string, kind: Kind, shapes: Shapes) => {
     const given = value === undefined ? {} : value
     const made = construct(given)
     // Naming every issue costs more than checking, so it is left to inputs that have one.
-    return Exit.isExit(made) && made._tag === "Success" ? Exit.succeed(made.value) : Effect.mapErrorEager(
-      construct(given, allIssues),
-      (issue) => InvalidInput.fromIssue(name, issue)
-    )
+    // An exit that succeeded has no issue to raise.
+    if ("_tag" in made && made._tag === "Success") return made as Exit.Success<unknown>
+    return Effect.mapErrorEager(construct(given, allIssues), (issue) => InvalidInput.fromIssue(name, issue))
   }
   const decodeWire = SchemaParser.decodeUnknownEffect(Schema.toCodecJson(input))
   const decode = (value: unknown): Effect.Effect<unknown, InvalidInput> =>

@@ -61,8 +61,8 @@ export const runnable = <In, Checked, Invalid>(
 
 const succeed = <A>(value: A): Exit.Exit<A> => Exit.succeed(value)
 
-/** What an event shows of the arguments of a function: nothing, the one, or the list. */
-const inputOf = (args: ReadonlyArray<unknown>): unknown => args.length > 1 ? args : args[0]
+/** What an event shows of the arguments of a function: nothing, or the list. */
+const inputOf = (args: ReadonlyArray<unknown>): unknown => args.length === 0 ? undefined : args
 
 /**
  * Gives a function that returns an Effect its lifecycle events. The function keeps its parameters.
@@ -90,8 +90,10 @@ export const instrument: {
 ) => {
   const of = (handler: (...args: Args) => Effect.Effect<A, E, R>, options: Options) => {
     const unit = runnable<unknown, unknown, never>(options, succeed)
+    // One parameter is the common case, and needs no list. It is passed on as it came.
+    const unary = handler as unknown as (input: unknown) => Effect.Effect<A, E, R>
     return (...args: Args): Effect.Effect<A, E, R | EventPublisher> =>
-      new Run(unit, inputOf(args), () => handler(...args))
+      args.length === 1 ? new Run(unit, args[0], unary) : new Run(unit, inputOf(args), () => handler(...args))
   }
   // The overloads differ in their results, which one implementation can only give as a union.
   return (parameters.length === 1

@@ -223,6 +223,16 @@ export interface Plan {
 }
 
 /**
+ * The executions that the lifecycle events of a batch name.
+ *
+ * @internal
+ */
+export const executions = (batch: ReadonlyArray<Prepared>): ReadonlyArray<string> =>
+  Array.from(
+    new Set(batch.flatMap(({ lifecycle }) => lifecycle === undefined ? [] : [lifecycle.identity.correlation_id]))
+  )
+
+/**
  * The executions of a batch of which the store has to be asked: those that the batch does not both begin and end.
  *
  * @internal

@@ -61,6 +61,9 @@ const Primitive = (() => {
 const isSilent = (publisher: Publisher, surroundings: Execution.Surroundings): boolean =>
   publisher.isNoop || publisher.isPublishing || surroundings === publishing
 
+/**
+ * Checks an input. The result is an Exit where the check was synchronous, as checks of plain Schemas are.
+ */
 const prepare = <In, Checked, Invalid>(
   runnable: Runnable<In, Checked, Invalid>,
   input: In
@@ -72,21 +75,19 @@ const prepare = <In, Checked, Invalid>(
   }
 }
 
-/** `Exit.isExit` for an Effect whose types are known. */
-const isExit = <A, E, R>(effect: Effect.Effect<A, E, R>): effect is Exit.Exit<A, E> => Exit.isExit(effect)
+// By its tag, as `Exit.isExit` costs as much as a clock read, and what a check gives is either an Exit or has no tag.
+const isSuccess = <A, E>(checked: Effect.Effect<A, E>): checked is Exit.Success<A, E> =>
+  "_tag" in checked && checked._tag === "Success"
 
-/** Goes on with a checked input: at once where the check was synchronous, as checks of plain Schemas are. */
+/** Goes on with a checked input, at once where it can. */
 const proceed = <Checked, Invalid, A, E, R>(
   checked: Effect.Effect<Checked, Invalid>,
   handler: (input: Checked) => Effect.Effect<A, E, R>
-): Effect.Effect<A, E | Invalid, R> => {
-  if (!isExit(checked)) return Effect.flatMap(checked, handler)
-  return Exit.isSuccess(checked) ? handler(checked.value) : Exit.failCause(checked.cause)
-}
+): Effect.Effect<A, E | Invalid, R> => isSuccess(checked) ? handler(checked.value) : Effect.flatMap(checked, handler)
 
 /** What a started event shows: the checked copy; or what was given, where the check failed or is still to come. */
 const shown = (checked: Effect.Effect<unknown, unknown>, input: unknown): unknown =>
-  Exit.isExit(checked) && Exit.isSuccess(checked) ? checked.value : input
+  isSuccess(checked) ? checked.value : input
 
 const begin = (
   fiber: AnyFiber,
@@ -225,7 +226,7 @@ class Begun<In, Checked, Invalid, A, E, R> extends Primitive<A, E | Invalid, R> 
   }
 }
 
-/** Under the policies `closed` and `transactional`: nothing runs unseen. */
+/** Where handing over takes time: under the policies `closed` and `transactional`, so that nothing runs unseen. */
 const strict = <In, Checked, Invalid, A, E, R>(
   runnable: Runnable<In, Checked, Invalid>,
   publisher: Publisher,
@@ -327,7 +328,7 @@ export const runStream = <In, Checked, Invalid, A, E, R, S>(
           // Stopped by its consumer.
           : Exit.failCause(Cause.interrupt())
         const event = finish(execution, runnable, publisher, exit, chunks)
-        return publisher.policy === "open" ? Effect.sync(() => publisher.offer(event)) : acknowledge(publisher, event)
+        return publisher.waits ? acknowledge(publisher, event) : Effect.sync(() => publisher.offer(event))
       })
       const observe = (pull: Pull.Pull<readonly [A, ...Array<A>], E | Invalid, void, R>) =>
         Effect.onExitPrimitive(within(pull), (exit) => {
@@ -343,9 +344,9 @@ export const runStream = <In, Checked, Invalid, A, E, R, S>(
         })
 
       const started = asExecutionEvent(new LiveStarted(execution, value))
-      const hand = publisher.policy === "open"
-        ? Effect.sync(() => publisher.offer(started))
-        : Effect.orDie(publisher.publish(started))
+      const hand = publisher.waits
+        ? Effect.orDie(publisher.publish(started))
+        : Effect.sync(() => publisher.offer(started))
       return Effect.uninterruptibleMask((restore) =>
         restore(hand).pipe(
           // Registered before the scope of the handler is forked, so it runs after the handler's own finalizers.

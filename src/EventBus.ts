@@ -1,0 +1,220 @@
+/**
+ * Publish and subscribe within one process: events as Streams.
+ *
+ * Each subscriber has a bounded buffer of its own. One that is slow, fails or goes away costs the others, and the units, nothing;
+ * what it misses is counted, and it is told.
+ *
+ * @since 0.1.0
+ */
+import * as Arr from "effect/Array"
+import * as Cause from "effect/Cause"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Metric from "effect/Metric"
+import * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
+import { type DomainEvent, isDomainEvent } from "./DomainEvent.ts"
+import type { Event } from "./EventPublisher.ts"
+import { type ExecutionEvent, isExecutionEvent } from "./ExecutionEvent.ts"
+import { beganAfter, rootCount } from "./internal/liveEvent.ts"
+import * as Metrics from "./internal/metrics.ts"
+import { Ring } from "./internal/ring.ts"
+
+/**
+ * How a subscriber takes what comes.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Delivery {
+  /** How many events may wait for this subscriber. Default 4,096. */
+  readonly capacity?: number | undefined
+  /** Which event is lost where more would wait: the newest (`dropping`, the default) or the oldest (`sliding`). */
+  readonly strategy?: "dropping" | "sliding" | undefined
+  /** Called in the subscriber's own fiber, where events are missing, with their number. Default: a warning in the log. */
+  readonly onGap?: ((missed: number) => Effect.Effect<void>) | undefined
+  /**
+   * Also take part in trees of executions that are under way already. Default `false`: a subscriber sees a tree from its first event
+   * on, or not at all.
+   */
+  readonly includeRunning?: boolean | undefined
+}
+
+/**
+ * Which lifecycle events a subscriber wants. Every list that is given has to hold the event's value.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Options extends Delivery {
+  readonly types?: ReadonlyArray<ExecutionEvent["event_type"]> | undefined
+  readonly domains?: ReadonlyArray<string> | undefined
+  readonly units?: ReadonlyArray<string> | undefined
+  /** The events of one execution. */
+  readonly correlationId?: string | undefined
+  /** The events of one execution and all below it. */
+  readonly rootId?: string | undefined
+}
+
+/**
+ * Which domain events a subscriber wants.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface DomainOptions extends Delivery {
+  readonly types?: ReadonlyArray<string> | undefined
+  readonly domains?: ReadonlyArray<string> | undefined
+  readonly correlationId?: string | undefined
+}
+
+/**
+ * The service: publish, and subscribe.
+ *
+ * @category services
+ * @since 0.1.0
+ */
+export class EventBus extends Context.Service<EventBus, {
+  /** Hands an event to every subscriber that wants it. Never waits, never throws. */
+  readonly publish: (event: Event) => void
+  /** The lifecycle events from now on; the subscription exists when this effect has run, and ends with the scope. */
+  readonly subscription: (options?: Options) => Effect.Effect<Stream.Stream<ExecutionEvent>, never, Scope.Scope>
+  /** The domain events from now on; see `subscription`. */
+  readonly domainSubscription: (
+    options?: DomainOptions
+  ) => Effect.Effect<Stream.Stream<DomainEvent>, never, Scope.Scope>
+  /** How many subscribers there are. */
+  readonly subscribers: Effect.Effect<number>
+}>()("effect-units/EventBus") {}
+
+interface Subscriber {
+  readonly wants: (event: Event) => boolean
+  readonly end: () => void
+  readonly offer: (event: Event) => boolean
+}
+
+const within = (list: ReadonlyArray<string> | undefined): (value: string | undefined) => boolean => {
+  if (list === undefined) return () => true
+  const set: ReadonlySet<string | undefined> = new Set(list)
+  return (value) => set.has(value)
+}
+
+const lifecycle = (options: Options): (event: Event) => event is ExecutionEvent => {
+  const types = within(options.types)
+  const domains = within(options.domains)
+  const units = within(options.units)
+  const { correlationId, rootId } = options
+  return (event): event is ExecutionEvent =>
+    isExecutionEvent(event) && types(event.event_type) && domains(event.domain) && units(event.unit_name) &&
+    (correlationId === undefined || event.correlation_id === correlationId) &&
+    (rootId === undefined || event.root_id === rootId)
+}
+
+const domain = (options: DomainOptions): (event: Event) => event is DomainEvent => {
+  const types = within(options.types)
+  const domains = within(options.domains)
+  const { correlationId } = options
+  return (event): event is DomainEvent =>
+    isDomainEvent(event) && types(event.type) && domains(event.domain) &&
+    (correlationId === undefined || event.correlation_id === correlationId)
+}
+
+const warn = (missed: number): Effect.Effect<void> =>
+  Effect.logWarning(`A subscriber of the event bus is too slow: it missed ${missed} events`)
+
+/** How many events a subscriber gets in one chunk of its stream. */
+const chunkSize = 256
+
+const make = Effect.gen(function*() {
+  const subscribers = new Set<Subscriber>()
+  const drops = Metrics.drops("bus")
+  const context = yield* Effect.context<never>()
+
+  const subscribe = Effect.fnUntraced(function*<E extends Event>(
+    wants: (event: Event) => event is E,
+    options: Delivery
+  ): Effect.fn.Return<Stream.Stream<E>, never, Scope.Scope> {
+    const since = options.includeRunning === true ? undefined : rootCount()
+    const ring = new Ring<E>(options.capacity ?? 4096)
+    const subscriber: Subscriber = {
+      end: () => ring.end(),
+      wants: since === undefined ? wants : (event) => beganAfter(event, since) && wants(event),
+      // `wants` has let only events of type E through.
+      offer: (event) => options.strategy === "sliding" ? ring.slide(event as E) : ring.offer(event as E)
+    }
+    yield* Effect.acquireRelease(
+      Effect.sync(() => subscribers.add(subscriber)),
+      () =>
+        Effect.sync(() => {
+          subscribers.delete(subscriber)
+          ring.end()
+        })
+    )
+    const onGap = options.onGap ?? warn
+    return Stream.fromPull(Effect.succeed(
+      Effect.flatMap(ring.take(chunkSize), (batch) => {
+        if (batch === undefined || !Arr.isReadonlyArrayNonEmpty(batch.items)) return Cause.done()
+        return batch.missed === 0 ? Effect.succeed(batch.items) : Effect.as(onGap(batch.missed), batch.items)
+      })
+    ))
+  })
+
+  yield* Effect.addFinalizer(() =>
+    Effect.sync(() => {
+      for (const subscriber of subscribers) subscriber.end()
+    })
+  )
+
+  return EventBus.of({
+    publish: (event) => {
+      for (const subscriber of subscribers) {
+        if (subscriber.wants(event) && !subscriber.offer(event)) {
+          Metric.update(drops, 1).pipe(Effect.runSyncWith(context))
+        }
+      }
+    },
+    subscription: (options = {}) => subscribe(lifecycle(options), options),
+    domainSubscription: (options = {}) => subscribe(domain(options), options),
+    subscribers: Effect.sync(() => subscribers.size)
+  })
+})
+
+/**
+ * Layer of a bus without subscribers. When its scope closes, every subscriber still gets what waits for it, and its stream ends.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layer: Layer.Layer<EventBus> = Layer.effect(EventBus, make)
+
+/**
+ * The lifecycle events from the moment the stream is first pulled.
+ *
+ * **Details**
+ *
+ * Events come in the order in which they were published. The stream ends when the bus's scope closes. Use
+ * `EventBus.subscription` where the subscription has to exist before something else begins.
+ *
+ * **Example** (Watching for failures)
+ *
+ * ```ts
+ * const failures = EventBus.subscribe({ types: ["execution_failed"], domains: ["model"] }).pipe(
+ *   Stream.runForEach((event) => Effect.logError(`${event.unit_name} failed: ${event.event_type}`))
+ * )
+ * ```
+ *
+ * @category streams
+ * @since 0.1.0
+ */
+export const subscribe = (options?: Options): Stream.Stream<ExecutionEvent, never, EventBus> =>
+  Stream.unwrap(EventBus.use((bus) => bus.subscription(options)))
+
+/**
+ * The domain events from the moment the stream is first pulled; see `subscribe`.
+ *
+ * @category streams
+ * @since 0.1.0
+ */
+export const subscribeDomain = (options?: DomainOptions): Stream.Stream<DomainEvent, never, EventBus> =>
+  Stream.unwrap(EventBus.use((bus) => bus.domainSubscription(options)))

@@ -1,0 +1,1147 @@
+/**
+ * The durable log of events, over SQL: append, read, follow; the executions that the events tell of; how far consumers have come.
+ *
+ * Events get an offset each, from 1 and without holes, in the order in which they are committed. The store keeps what their
+ * lifecycle events say of executions in tables of its own, in the same transaction, so that a list of executions costs the same
+ * whatever the size of the log.
+ *
+ * The SQL is kept portable; SQLite is what it is run on and tested against so far.
+ *
+ * @since 0.1.0
+ */
+import * as Arr from "effect/Array"
+import * as Clock from "effect/Clock"
+import * as Context from "effect/Context"
+import type * as DateTime from "effect/DateTime"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
+import * as PubSub from "effect/PubSub"
+import * as Schema from "effect/Schema"
+import type * as Scope from "effect/Scope"
+import * as Migrator from "effect/sql/Migrator"
+import * as SqlClient from "effect/sql/SqlClient"
+import * as SqlError from "effect/sql/SqlError"
+import type * as Statement from "effect/sql/Statement"
+import * as Stream from "effect/Stream"
+import * as Sqlite from "./backends/Sqlite.ts"
+import * as DomainEvent from "./DomainEvent.ts"
+import type { Event } from "./EventPublisher.ts"
+import * as ExecutionEvent from "./ExecutionEvent.ts"
+import * as Rows from "./internal/eventRows.ts"
+import * as Migrations from "./internal/eventStoreMigrations.ts"
+import { uuidV7 } from "./internal/ids.ts"
+import * as ProcessIdentity from "./internal/processIdentity.ts"
+
+/**
+ * An event with its place in the log. Offsets begin at 1 and have no holes but those that `prune` makes.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Entry {
+  readonly offset: number
+  readonly event: Event
+}
+
+/**
+ * Which events to read: those that fit every field that is set, and of a list any one.
+ *
+ * `types` names lifecycle events by their `event_type` and domain events by their `type`.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Filter {
+  readonly types?: ReadonlyArray<string> | undefined
+  readonly domains?: ReadonlyArray<string> | undefined
+  readonly units?: ReadonlyArray<string> | undefined
+  readonly correlationId?: string | undefined
+}
+
+/**
+ * What `append` did.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Appended {
+  /** How many events were stored. */
+  readonly stored: number
+  /** Ids of events that were not, as the log had them already, or another terminal event of the same execution. */
+  readonly duplicates: ReadonlyArray<string>
+  /** Offset of the newest event in the log. */
+  readonly last_offset: number
+}
+
+/**
+ * An execution as its events tell of it, started and terminal event joined.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface ExecutionRecord {
+  readonly correlation_id: string
+  readonly unit_name: string
+  readonly domain: string
+  readonly kind: "command" | "query"
+  readonly parent_id?: string
+  readonly root_id: string
+  readonly source: string
+  readonly outcome: "running" | "completed" | "failed"
+  /** RFC 3339, UTC, milliseconds. Where the started event was lost, reckoned from the terminal one. */
+  readonly started_at: string
+  /** Absent while it runs. */
+  readonly ended_at?: string
+  /** Absent while it runs. */
+  readonly duration_ms?: number
+  /** Present in failed ones; the message is cut at 1,000 characters, the event has the whole. */
+  readonly failure?: {
+    readonly kind: "fail" | "die" | "interrupt" | "abandoned"
+    readonly tag?: string
+    readonly code?: string
+    readonly message: string
+  }
+  /** How many executions name this one as their parent; counted up to 1,000. */
+  readonly children: number
+  /** Offset of its first event. With `started_at` its place in the list of executions. */
+  readonly first_offset: number
+}
+
+/**
+ * One execution with its events and its children.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface ExecutionDetail {
+  readonly execution: ExecutionRecord
+  /** Its lifecycle and domain events in the order of the log, at most 1,000; `read` with `correlationId` has the others. */
+  readonly events: ReadonlyArray<Entry>
+  /** Newest first, at most 1,000; `executions` with `parentId` has the others. */
+  readonly children: ReadonlyArray<ExecutionRecord>
+}
+
+/**
+ * Which executions to list, and which page of them.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface ExecutionsOptions {
+  readonly unit?: string | undefined
+  readonly domain?: string | undefined
+  readonly outcome?: ExecutionRecord["outcome"] | undefined
+  readonly parentId?: string | undefined
+  /** Started at this time or later. */
+  readonly since?: DateTime.DateTime | undefined
+  /** Started before this time. */
+  readonly until?: DateTime.DateTime | undefined
+  /** The page of older ones: give the last record of the page before. */
+  readonly before?: Pick<ExecutionRecord, "started_at" | "first_offset"> | undefined
+  /** The page of newer ones: give the first record of the page after. */
+  readonly after?: Pick<ExecutionRecord, "started_at" | "first_offset"> | undefined
+  /** Default 100, at most 1,000. */
+  readonly limit?: number | undefined
+}
+
+/**
+ * What to delete: events older than `olderThan`, and all but the newest `keep`.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface PruneOptions {
+  /** Age by the events' own timestamps. */
+  readonly olderThan?: Duration.Input | undefined
+  /** How many of the newest events stay. */
+  readonly keep?: number | undefined
+  /** How many events one transaction looks at. Default 500. */
+  readonly batch?: number | undefined
+}
+
+/**
+ * What `prune` deleted.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Pruned {
+  readonly events: number
+  readonly executions: number
+}
+
+const SqlCause = { cause: Schema.Defect() }
+
+/**
+ * The disk, or the database's own limit, is full. Nothing was stored; a retry helps once there is space.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class Full extends Schema.TaggedError<Full>("effect-units/EventStore/Full")("Full", SqlCause) {
+  readonly retryable = true
+  override get message(): string {
+    return "the disk is full: free space, or prune the store"
+  }
+}
+
+/**
+ * Another process held the database's lock for longer than the busy timeout. A retry helps.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class Busy extends Schema.TaggedError<Busy>("effect-units/EventStore/Busy")("Busy", SqlCause) {
+  readonly retryable = true
+  override get message(): string {
+    return "the database is locked by another process: try again, or raise its busy timeout"
+  }
+}
+
+/**
+ * The database may be read and not written. A retry does not help.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class ReadOnly extends Schema.TaggedError<ReadOnly>("effect-units/EventStore/ReadOnly")("ReadOnly", SqlCause) {
+  readonly retryable = false
+  override get message(): string {
+    return "the database cannot be written: give this user write permission on the file and on its directory"
+  }
+}
+
+/**
+ * The file is no database, or a damaged one. A retry does not help.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class NotADatabase extends Schema.TaggedError<NotADatabase>("effect-units/EventStore/NotADatabase")(
+  "NotADatabase",
+  { detail: Schema.String, ...SqlCause }
+) {
+  readonly retryable = false
+  override get message(): string {
+    return this.detail
+  }
+}
+
+/**
+ * A newer version of this library made the tables. They were left as they are; a retry does not help.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class NewerVersion extends Schema.TaggedError<NewerVersion>("effect-units/EventStore/NewerVersion")(
+  "NewerVersion",
+  { found: Schema.Int, known: Schema.Int }
+) {
+  readonly retryable = false
+  override get message(): string {
+    return `the database has schema version ${this.found} and this program knows ${this.known}: ` +
+      "update effect-units, or name another database"
+  }
+}
+
+/**
+ * A stored event is none that this program can read: a newer program or a hand wrote it. Go on after its offset.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class Undecodable extends Schema.TaggedError<Undecodable>("effect-units/EventStore/Undecodable")("Undecodable", {
+  offset: Schema.Int,
+  cause: Schema.Defect()
+}) {
+  readonly retryable = false
+  override get message(): string {
+    return `the event at offset ${this.offset} cannot be decoded: update effect-units, or read on after it`
+  }
+}
+
+/**
+ * The database failed in another way, which `detail` tells.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class Unavailable extends Schema.TaggedError<Unavailable>("effect-units/EventStore/Unavailable")("Unavailable", {
+  detail: Schema.String,
+  retryable: Schema.Boolean,
+  ...SqlCause
+}) {
+  override get message(): string {
+    return this.detail
+  }
+}
+
+/**
+ * The store could not do what it was asked; `reason` says why and what to do.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class EventStoreError extends Schema.TaggedError<EventStoreError>("effect-units/EventStore/EventStoreError")(
+  "EventStoreError",
+  { reason: Schema.Union([Full, Busy, ReadOnly, NotADatabase, NewerVersion, Undecodable, Unavailable]) }
+) {
+  override readonly cause = this.reason
+  override get message(): string {
+    return `Event store: ${this.reason.message}`
+  }
+  /** Whether the same call can succeed later. */
+  get retryable(): boolean {
+    return this.reason.retryable
+  }
+}
+
+/**
+ * A store at work.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Store {
+  /**
+   * Stores events in their order, all or none, in one transaction; inside of `withTransaction` in that one. When it succeeds
+   * outside of one, they are committed.
+   *
+   * **Details**
+   *
+   * An event whose id the log has is not stored again, and an execution that has ended takes no second terminal event, so a
+   * retry is safe. `owned` says that this process runs the executions: should it die, they are closed as abandoned. Publishers
+   * of this process set it, relays of foreign events do not.
+   */
+  readonly append: (
+    events: ReadonlyArray<Event>,
+    options?: { readonly owned?: boolean | undefined }
+  ) => Effect.Effect<Appended, EventStoreError>
+
+  /**
+   * Reads events after an offset (default 0, the beginning), at most `limit` (default 100, at most 1,000), in their order.
+   *
+   * **Gotchas**
+   *
+   * A filter costs by the events that it passes over, in slices of 1,000; only `correlationId` has an index.
+   */
+  readonly read: (options?: {
+    readonly after?: number | undefined
+    readonly limit?: number | undefined
+    readonly filter?: Filter | undefined
+  }) => Effect.Effect<ReadonlyArray<Entry>, EventStoreError>
+
+  /**
+   * Replays the log after an offset (default 0, the beginning), and then follows it: every event once, in order, and no seam
+   * between the two. To see new events only, begin after `lastOffset`.
+   *
+   * **Details**
+   *
+   * Appends by this store are seen at once; those of other processes within `pollInterval` (default 1 second). It reads at the
+   * pace of its consumer and holds 500 events at most. It ends with a failure only; go on after the last offset that was seen.
+   */
+  readonly tail: (options?: {
+    readonly after?: number | undefined
+    readonly filter?: Filter | undefined
+    readonly pollInterval?: Duration.Input | undefined
+  }) => Stream.Stream<Entry, EventStoreError>
+
+  /** Offset of the newest event; 0 in an empty log. It stays what it is when events are pruned. */
+  readonly lastOffset: Effect.Effect<number, EventStoreError>
+
+  /** Executions, newest start first. Each page costs the same, whatever the size of the store. */
+  readonly executions: (
+    options?: ExecutionsOptions
+  ) => Effect.Effect<ReadonlyArray<ExecutionRecord>, EventStoreError>
+
+  /** One execution with its events and children. */
+  readonly execution: (correlationId: string) => Effect.Effect<Option.Option<ExecutionDetail>, EventStoreError>
+
+  /**
+   * Deletes old events, from the oldest on, in small transactions, and the records of executions whose terminal event went.
+   *
+   * **Details**
+   *
+   * The started event of an execution that still runs stays. By age it stops at the first batch that holds nothing old enough,
+   * so an old event that arrived late goes together with those around it. Space is used again; the file does not shrink.
+   *
+   * **Gotchas**
+   *
+   * Checkpoints are not looked at: a consumer that is behind what is pruned never sees it.
+   */
+  readonly prune: (options: PruneOptions) => Effect.Effect<Pruned, EventStoreError>
+
+  /**
+   * Ends the executions whose process is gone, each with an `execution_failed` of failure kind `abandoned`, and succeeds with
+   * their number. The store does so by itself when it is built, and each third of the lease from then on.
+   *
+   * **Details**
+   *
+   * Only executions that were appended as `owned` are closed. Their process is gone when its store was closed in good order;
+   * or when it is a process of this machine and container that does not run any more (known on Linux); or else when it did not
+   * renew its lease in time.
+   */
+  readonly closeAbandoned: Effect.Effect<number, EventStoreError>
+
+  /** The offset that a consumer saved last; 0 where it never did. */
+  readonly checkpoint: (consumer: string) => Effect.Effect<number, EventStoreError>
+
+  /** Saves how far a consumer has come. Inside of `withTransaction` it commits together with what the consumer wrote. */
+  readonly saveCheckpoint: (consumer: string, offset: number) => Effect.Effect<void, EventStoreError>
+
+  /** Runs an effect in a transaction of the store's client, or in the one around it as a savepoint. */
+  readonly withTransaction: <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E | EventStoreError, R>
+
+  /** Whether code with this context runs inside of a transaction of the store's client. */
+  readonly inTransaction: (context: Context.Context<never>) => boolean
+}
+
+/**
+ * The service.
+ *
+ * @category services
+ * @since 0.1.0
+ */
+export class EventStore extends Context.Service<EventStore, Store>()("effect-units/EventStore") {}
+
+/**
+ * Settings of a store.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Options {
+  /**
+   * How long after its last sign of life a process counts as gone, where it cannot be looked up. Renewed each third of it.
+   * Default 30 seconds. Longer than the event loop may ever stand still.
+   */
+  readonly lease?: Duration.Input | undefined
+}
+
+const batchSize = 500
+const scanSize = 1000
+const maxLimit = 1000
+const countedChildren = 1000
+
+// Few sizes, so that few statement texts are prepared and kept.
+const insertSizes = [64, 16, 4, 1] as const
+
+const inInsertSizes = <A>(rows: ReadonlyArray<A>): ReadonlyArray<Arr.NonEmptyReadonlyArray<A>> => {
+  const parts: Array<Arr.NonEmptyReadonlyArray<A>> = []
+  let from = 0
+  for (const size of insertSizes) {
+    while (rows.length - from >= size) {
+      const part = rows.slice(from, from += size)
+      if (Arr.isReadonlyArrayNonEmpty(part)) parts.push(part)
+    }
+  }
+  return parts
+}
+
+/** Repeats the last value up to the next power of two, again for few statement texts. */
+const padded = <A>(values: ReadonlyArray<A>): ReadonlyArray<A> => {
+  const last = values.at(-1)
+  if (last === undefined) return values
+  const size = 2 ** Math.ceil(Math.log2(values.length))
+  return [...values, ...Array.from({ length: size - values.length }, () => last)]
+}
+
+const bounded = (limit: number | undefined): number => Math.min(Math.max(1, Math.trunc(limit ?? 100)), maxLimit)
+
+const toError = (error: SqlError.SqlError): EventStoreError => {
+  const cause = error.reason
+  const reason = () => {
+    switch (Sqlite.resultCode(error)) {
+      case Sqlite.ResultCode.full:
+        return new Full({ cause })
+      case Sqlite.ResultCode.readOnly:
+        return new ReadOnly({ cause })
+      case Sqlite.ResultCode.notADatabase:
+      case Sqlite.ResultCode.corrupt:
+        return new NotADatabase({ detail: error.message, cause })
+    }
+    switch (cause._tag) {
+      case "LockTimeoutError":
+      case "DeadlockError":
+      case "SerializationError":
+      case "StatementTimeoutError":
+        return new Busy({ cause })
+      case "AuthorizationError":
+        return new ReadOnly({ cause })
+      default:
+        return new Unavailable({ detail: error.message, retryable: error.isRetryable, cause })
+    }
+  }
+  return new EventStoreError({ reason: reason() })
+}
+
+const fromSqliteError = ({ reason }: Sqlite.SqliteError): EventStoreError => {
+  const make = () => {
+    switch (reason._tag) {
+      case "NotADatabase":
+      case "Corrupt":
+        return new NotADatabase({ detail: reason.message, cause: reason })
+      case "ReadOnly":
+        return new ReadOnly({ cause: reason })
+      case "Locked":
+        return new Busy({ cause: reason })
+      case "DirectoryNotFound":
+      case "Unavailable":
+        return new Unavailable({ detail: reason.message, retryable: reason.retryable, cause: reason })
+    }
+  }
+  return new EventStoreError({ reason: make() })
+}
+
+const wrap = <A, R>(self: Effect.Effect<A, SqlError.SqlError, R>): Effect.Effect<A, EventStoreError, R> =>
+  Effect.mapError(self, toError)
+
+const decodeExecutionEvent = Schema.decodeUnknownExit(ExecutionEvent.ExecutionEvent)
+const decodeDomainEvent = Schema.decodeUnknownExit(DomainEvent.DomainEvent)
+
+const decode = (body: string): Exit.Exit<Event, unknown> => {
+  try {
+    const json: unknown = JSON.parse(body)
+    return ExecutionEvent.isExecutionEvent(json) ? decodeExecutionEvent(json) : decodeDomainEvent(json)
+  } catch (thrown) {
+    return Exit.fail(thrown)
+  }
+}
+
+// Integer columns come as numbers from SQLite and as bigints from PostgreSQL.
+type Integer = number | bigint
+
+interface BodyRow {
+  readonly event_offset: Integer
+  readonly body: string
+}
+
+const toEntries = (rows: ReadonlyArray<BodyRow>): Effect.Effect<ReadonlyArray<Entry>, EventStoreError> => {
+  const entries: Array<Entry> = []
+  for (const row of rows) {
+    const offset = Number(row.event_offset)
+    const decoded = decode(row.body)
+    if (Exit.isFailure(decoded)) {
+      return Effect.fail(new EventStoreError({ reason: new Undecodable({ offset, cause: decoded.cause }) }))
+    }
+    entries.push({ offset, event: decoded.value })
+  }
+  return Effect.succeed(entries)
+}
+
+interface ExecutionRow extends Rows.Identity {
+  readonly kind: "command" | "query"
+  readonly outcome: ExecutionRecord["outcome"]
+  readonly started_at: Integer
+  readonly first_offset: Integer
+  readonly ended_at: Integer | null
+  readonly duration_ms: Integer | null
+  readonly failure_kind: NonNullable<ExecutionRecord["failure"]>["kind"] | null
+  readonly failure_tag: string | null
+  readonly failure_code: string | null
+  readonly error: string | null
+  readonly children: Integer
+}
+
+const rfc3339 = (millis: Integer): string => new Date(Number(millis)).toISOString()
+
+const toRecord = (row: ExecutionRow): ExecutionRecord => ({
+  correlation_id: row.correlation_id,
+  unit_name: row.unit_name,
+  domain: row.domain,
+  kind: row.kind,
+  ...(row.parent_id === null ? {} : { parent_id: row.parent_id }),
+  root_id: row.root_id,
+  source: row.source,
+  outcome: row.outcome,
+  started_at: rfc3339(row.started_at),
+  ...(row.ended_at === null ? {} : { ended_at: rfc3339(row.ended_at) }),
+  ...(row.duration_ms === null ? {} : { duration_ms: Number(row.duration_ms) }),
+  ...(row.failure_kind === null ? {} : {
+    failure: {
+      kind: row.failure_kind,
+      ...(row.failure_tag === null ? {} : { tag: row.failure_tag }),
+      ...(row.failure_code === null ? {} : { code: row.failure_code }),
+      message: row.error ?? ""
+    }
+  }),
+  children: Number(row.children),
+  first_offset: Number(row.first_offset)
+})
+
+const makeLog = (sql: SqlClient.SqlClient, wake: Effect.Effect<void>) => {
+  const lastOffset = Effect.map(
+    sql<{ last_offset: Integer }>`SELECT last_offset FROM effect_units_log WHERE name = 'events'`,
+    ([row]) => Number(row?.last_offset ?? 0)
+  )
+
+  // Under the lock of this row offsets are given in the order of commits. SQLite has the lock from BEGIN IMMEDIATE.
+  const lockedLastOffset = sql.onDialectOrElse({
+    pg: () =>
+      Effect.andThen(sql`SELECT last_offset FROM effect_units_log WHERE name = 'events' FOR UPDATE`, lastOffset),
+    orElse: () => lastOffset
+  })
+
+  const insert = (table: string, rows: ReadonlyArray<object>): Effect.Effect<void, SqlError.SqlError> =>
+    Effect.forEach(
+      inInsertSizes(rows),
+      // A row type is a record of its columns; an interface does not say so to the compiler.
+      (part) =>
+        sql`INSERT INTO ${sql(table)} ${sql.insert(part as Arr.NonEmptyReadonlyArray<Record<string, unknown>>)}`,
+      { discard: true }
+    )
+
+  const known = Effect.fnUntraced(function*(correlationIds: ReadonlyArray<string>) {
+    if (correlationIds.length === 0) return { running: new Map(), ended: new Set<string>() }
+    const ids = sql.in("correlation_id", padded(correlationIds))
+    const running = yield* sql<{ correlation_id: string; started_offset: Integer; started_at: Integer }>`
+      SELECT correlation_id, started_offset, started_at FROM effect_units_running WHERE ${ids}`
+    const ended = yield* sql<{ correlation_id: string }>`
+      SELECT correlation_id FROM effect_units_executions WHERE ${ids}`
+    return {
+      running: new Map(running.map((row) => [
+        row.correlation_id,
+        { started_offset: Number(row.started_offset), started_at: Number(row.started_at) }
+      ])),
+      ended: new Set(ended.map((row) => row.correlation_id))
+    }
+  })
+
+  const store = Effect.fnUntraced(function*(
+    batch: ReadonlyArray<Rows.Prepared>,
+    correlationIds: ReadonlyArray<string>,
+    owner: string | null
+  ) {
+    const last = yield* lockedLastOffset
+    const plan = Rows.plan(batch, last, yield* known(correlationIds), owner)
+    yield* insert("effect_units_events", plan.events)
+    if (plan.noLongerRunning.length > 0) {
+      yield* sql`DELETE FROM effect_units_running WHERE ${sql.in("correlation_id", padded(plan.noLongerRunning))}`
+    }
+    yield* insert("effect_units_running", plan.running)
+    yield* insert("effect_units_executions", plan.ended)
+    for (const { correlation_id, started_at, started_offset } of plan.late) {
+      yield* sql`UPDATE effect_units_executions SET ${sql.update({ started_at, started_offset })}
+        WHERE correlation_id = ${correlation_id}`
+    }
+    const next = last + plan.events.length
+    if (next > last) yield* sql`UPDATE effect_units_log SET last_offset = ${next} WHERE name = 'events'`
+    return { stored: plan.events.length, duplicates: plan.refused, last_offset: next }
+  })
+
+  /** Stores new events without looking them up; where one of them turns out to be known, asks for every id and starts over. */
+  const storeBatch = (
+    batch: ReadonlyArray<Rows.Prepared>,
+    owner: string | null
+  ): Effect.Effect<Appended, SqlError.SqlError> => {
+    const unique = new Map<string, Rows.Prepared>()
+    const repeated: Array<string> = []
+    for (const event of batch) {
+      if (unique.has(event.id)) repeated.push(event.id)
+      else unique.set(event.id, event)
+    }
+    const events = Array.from(unique.values())
+    const storeUnknown = Effect.gen(function*() {
+      const rows = yield* sql<{ id: string }>`
+        SELECT id FROM effect_units_events WHERE ${sql.in("id", padded(Array.from(unique.keys())))}`
+      for (const { id } of rows) unique.delete(id)
+      const unknown = Array.from(unique.values())
+      const appended = yield* store(unknown, Rows.executions(unknown), owner)
+      return { ...appended, duplicates: [...rows.map((row) => row.id), ...appended.duplicates] }
+    })
+    return sql.withTransaction(store(events, Rows.unpaired(events), owner)).pipe(
+      Effect.catchIf((error) => error.reason._tag === "UniqueViolation", () => storeUnknown),
+      Effect.map((appended) => ({ ...appended, duplicates: [...repeated, ...appended.duplicates] }))
+    )
+  }
+
+  const append = (
+    events: ReadonlyArray<Event>,
+    now: number,
+    owner: string | null
+  ): Effect.Effect<Appended, SqlError.SqlError> =>
+    sql.withTransaction(Effect.gen(function*() {
+      let stored = 0
+      let last_offset = 0
+      const duplicates: Array<string> = []
+      for (const batch of Arr.chunksOf(events, batchSize)) {
+        const appended = yield* storeBatch(batch.map((event) => Rows.prepare(event, now)), owner)
+        stored += appended.stored
+        last_offset = appended.last_offset
+        duplicates.push(...appended.duplicates)
+        if (events.length > batchSize) yield* Effect.yieldNow
+      }
+      if (stored > 0) yield* sql.afterCommit(wake)
+      return { stored, duplicates, last_offset }
+    }))
+
+  /**
+   * The rows after an offset, and where the next scan begins; `undefined` at the end of the log. With a filter it looks at
+   * `scanSize` rows, without one at `limit`.
+   */
+  const scan = Effect.fnUntraced(function*(after: number, limit: number, filter: Filter | undefined) {
+    const conditions = filterConditions(sql, filter)
+    const rows: ReadonlyArray<{ readonly event_offset: Integer; readonly body: string | null }> = yield* conditions
+        .length === 0
+      ? sql<BodyRow>`SELECT event_offset, body FROM effect_units_events
+          WHERE event_offset > ${after} ORDER BY event_offset LIMIT ${limit}`
+      : sql<{ event_offset: Integer; body: string | null }>`
+          SELECT event_offset, CASE WHEN ${sql.and(conditions)} THEN body END AS body FROM effect_units_events
+          WHERE event_offset > ${after} ORDER BY event_offset LIMIT ${scanSize}`
+    const matching = rows.filter(hasBody).slice(0, limit)
+    const last = matching.length === limit ? matching.at(-1) : rows.at(-1)
+    return { rows: matching, next: last === undefined ? undefined : Number(last.event_offset) }
+  })
+
+  /** The events of one execution, by way of its record and of the index over domain events. */
+  const ofExecution = (correlationId: string, after: number, limit: number, filter: Filter | undefined) => {
+    const id = Rows.text(correlationId)
+    const conditions = sql.and([sql`event_offset > ${after}`, ...filterConditions(sql, filter)])
+    return sql<BodyRow>`
+      SELECT event_offset, body FROM effect_units_events
+      WHERE event_offset IN (
+        SELECT started_offset FROM effect_units_running WHERE correlation_id = ${id}
+        UNION ALL SELECT started_offset FROM effect_units_executions WHERE correlation_id = ${id}
+        UNION ALL SELECT ended_offset FROM effect_units_executions WHERE correlation_id = ${id}
+      ) AND ${conditions}
+      UNION ALL
+      SELECT event_offset, body FROM (
+        SELECT event_offset, body FROM effect_units_events
+        WHERE lifecycle = 0 AND correlation_id = ${id} AND ${conditions}
+        ORDER BY event_offset LIMIT ${limit}
+      ) AS domain_events
+      ORDER BY event_offset LIMIT ${limit}`
+  }
+
+  return { append, lastOffset, scan, ofExecution }
+}
+
+const hasBody = (row: { readonly event_offset: Integer; readonly body: string | null }): row is BodyRow =>
+  row.body !== null
+
+const filterConditions = (
+  sql: SqlClient.SqlClient,
+  filter: Filter | undefined
+): ReadonlyArray<Statement.Fragment> => {
+  const among = (column: string, values: ReadonlyArray<string> | undefined): ReadonlyArray<Statement.Fragment> =>
+    values === undefined ? [] : [sql.in(column, padded(values.map(Rows.text)))]
+  return [
+    ...among("type", filter?.types),
+    ...among("domain", filter?.domains),
+    ...among("unit_name", filter?.units),
+    ...(filter?.correlationId === undefined ? [] : [sql`correlation_id = ${Rows.text(filter.correlationId)}`])
+  ]
+}
+
+const makeExecutions = (sql: SqlClient.SqlClient) => {
+  const identity = sql.literal("correlation_id, unit_name, domain, kind, parent_id, root_id, source, started_at")
+  const selectRunning = sql`SELECT ${identity}, started_offset AS first_offset, CAST(NULL AS BIGINT) AS ended_at,
+      CAST(NULL AS BIGINT) AS duration_ms, 'running' AS outcome, CAST(NULL AS TEXT) AS failure_kind,
+      CAST(NULL AS TEXT) AS failure_tag, CAST(NULL AS TEXT) AS failure_code, CAST(NULL AS TEXT) AS error
+    FROM effect_units_running`
+  const selectEnded = sql`SELECT ${identity}, first_offset, ended_at, duration_ms, outcome, failure_kind, failure_tag,
+      failure_code, error
+    FROM effect_units_executions`
+
+  const childrenIn = (table: string, condition: string) =>
+    sql.literal(`(SELECT COUNT(*) FROM (SELECT 1 FROM ${table} AS child
+      WHERE child.parent_id = page.correlation_id ${condition} LIMIT ${countedChildren}) AS some)`)
+  const withChildren = (page: Statement.Fragment) =>
+    sql<ExecutionRow>`SELECT page.*, ${childrenIn("effect_units_running", "")}
+        + ${childrenIn("effect_units_executions", "AND child.outcome = 'completed'")}
+        + ${childrenIn("effect_units_executions", "AND child.outcome = 'failed'")} AS children
+      FROM (${page}) AS page`
+
+  const toRecords = Effect.map((rows: ReadonlyArray<ExecutionRow>) => rows.map(toRecord))
+
+  const list = (options: ExecutionsOptions): Effect.Effect<ReadonlyArray<ExecutionRecord>, SqlError.SqlError> => {
+    const limit = bounded(options.limit)
+    const oldestFirst = options.after !== undefined
+    const order = sql.literal(
+      oldestFirst ? "ORDER BY started_at, first_offset" : "ORDER BY started_at DESC, first_offset DESC"
+    )
+    const branch = (
+      select: Statement.Fragment,
+      offset: "started_offset" | "first_offset",
+      outcome: ReadonlyArray<Statement.Fragment>
+    ) => {
+      const place = (
+        comparison: "<" | ">",
+        at: ExecutionsOptions["before"]
+      ): ReadonlyArray<Statement.Fragment> =>
+        at === undefined ? [] : [
+          sql`(started_at, ${sql(offset)}) ${sql.literal(comparison)} (${
+            Date.parse(at.started_at)
+          }, ${at.first_offset})`
+        ]
+      const equal = (column: string, value: string | undefined): ReadonlyArray<Statement.Fragment> =>
+        value === undefined ? [] : [sql`${sql(column)} = ${Rows.text(value)}`]
+      const conditions = [
+        ...outcome,
+        ...equal("unit_name", options.unit),
+        ...equal("domain", options.domain),
+        ...equal("parent_id", options.parentId),
+        ...(options.since === undefined ? [] : [sql`started_at >= ${options.since.epochMilliseconds}`]),
+        ...(options.until === undefined ? [] : [sql`started_at < ${options.until.epochMilliseconds}`]),
+        ...place("<", options.before),
+        ...place(">", options.after)
+      ]
+      return sql`SELECT * FROM (${select} WHERE ${sql.and(conditions)} ${order} LIMIT ${limit}) AS ${
+        sql(`by_${outcome.length}`)
+      }`
+    }
+    const ended = (outcome: string) => branch(selectEnded, "first_offset", [sql`outcome = ${outcome}`])
+    const branches = [
+      ...(options.outcome === undefined || options.outcome === "running"
+        ? [branch(selectRunning, "started_offset", [])]
+        : []),
+      ...(options.outcome === undefined || options.outcome === "completed" ? [ended("completed")] : []),
+      ...(options.outcome === undefined || options.outcome === "failed" ? [ended("failed")] : [])
+    ]
+    const page = sql`${sql.join(" UNION ALL ", false)(branches)} ${order} LIMIT ${limit}`
+    return Effect.map(
+      toRecords(sql<ExecutionRow>`${withChildren(page)} ${order}`),
+      (records) => oldestFirst ? records.toReversed() : records
+    )
+  }
+
+  const find = (correlationId: string): Effect.Effect<ExecutionRecord | undefined, SqlError.SqlError> => {
+    const id = Rows.text(correlationId)
+    return Effect.map(
+      toRecords(withChildren(
+        sql`${selectRunning} WHERE correlation_id = ${id} UNION ALL ${selectEnded} WHERE correlation_id = ${id}`
+      )),
+      ([record]) => record
+    )
+  }
+
+  return { list, find }
+}
+
+const abandonedMessage = "The process that ran this execution ended before the execution did"
+
+interface AbandonedRow extends Rows.Identity {
+  readonly kind: "command" | "query"
+  readonly started_at: Integer
+  readonly body: string | null
+}
+
+/** Ends an execution at `now` (milliseconds), in the words of its started event. */
+const abandoned = (row: AbandonedRow, now: number, source: string, sequence: number): ExecutionEvent.ExecutionEvent => {
+  const started = row.body === null ? undefined : Option.getOrUndefined(Exit.getSuccess(decode(row.body)))
+  const known = started !== undefined && ExecutionEvent.isExecutionEvent(started) ? started : undefined
+  const durationMs = Math.max(0, now - Number(row.started_at))
+  return {
+    event_type: "execution_failed",
+    id: `${row.correlation_id}:failed`,
+    kind: row.kind,
+    domain: row.domain,
+    unit_name: row.unit_name,
+    timestamp: rfc3339(now),
+    correlation_id: row.correlation_id,
+    ...(row.parent_id === null ? {} : { parent_id: row.parent_id }),
+    root_id: row.root_id,
+    ...(known?.trace_id === undefined ? {} : { trace_id: known.trace_id }),
+    ...(known?.span_id === undefined ? {} : { span_id: known.span_id }),
+    ...(known?.attributes === undefined ? {} : { attributes: known.attributes }),
+    source,
+    sequence,
+    duration_ms: durationMs,
+    // By the wall clock: the monotonic one went with the process. Beyond 104 days nanoseconds are no safe integer.
+    duration_ns: Math.min(durationMs * 1e6, Number.MAX_SAFE_INTEGER),
+    error: abandonedMessage,
+    failure: { kind: "abandoned" }
+  }
+}
+
+class Inner<E> {
+  readonly error: E
+  constructor(error: E) {
+    this.error = error
+  }
+}
+
+/**
+ * Makes a store on a `SqlClient`: brings its tables up to date, closes what died processes left running, and goes on doing so
+ * until the scope closes.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const make: (
+  options?: Options
+) => Effect.Effect<Store, EventStoreError, SqlClient.SqlClient | Scope.Scope> = Effect.fnUntraced(
+  function*(options: Options = {}) {
+    const given = yield* SqlClient.SqlClient
+    // The store's columns have the names that they have, whatever the application transforms its own to.
+    const sql = given.withoutTransforms()
+    const clock = yield* Clock.Clock
+    const lease = Duration.toMillis(options.lease ?? "30 seconds")
+
+    const schema = yield* Migrations.migrate(Migrations.migrations).pipe(
+      Effect.provideService(SqlClient.SqlClient, sql),
+      Effect.mapError((error) =>
+        error instanceof Migrator.MigrationError
+          ? error.cause instanceof SqlError.SqlError
+            ? toError(error.cause)
+            : new EventStoreError({
+              reason: new Unavailable({ detail: error.message, retryable: false, cause: error })
+            })
+          : toError(error)
+      )
+    )
+    if (schema.newer) {
+      return yield* new EventStoreError({ reason: new NewerVersion({ found: schema.found, known: schema.known }) })
+    }
+
+    const wakeups = yield* Effect.acquireRelease(PubSub.sliding<void>(1), PubSub.shutdown)
+    const log = makeLog(sql, Effect.asVoid(PubSub.publish(wakeups, undefined)))
+    const executions = makeExecutions(sql)
+
+    // Names this store among the owners, and as the source of the events that it makes itself.
+    const instance = uuidV7(clock.currentTimeMillisUnsafe())
+    const process = ProcessIdentity.own() ?? null
+    let sequence = 0
+    let isOwner = false
+
+    // Written anew each time: whoever took this process for gone has deleted it.
+    const renew = Effect.suspend(() => {
+      const row = { owner: instance, process, lease_until: clock.currentTimeMillisUnsafe() + lease }
+      return sql`INSERT INTO effect_units_owners ${sql.insert(row)}
+        ON CONFLICT (owner) DO UPDATE SET lease_until = excluded.lease_until`
+    })
+    const own = Effect.suspend(() =>
+      isOwner ? Effect.void : Effect.andThen(
+        renew,
+        sql.afterCommit(Effect.sync(() => {
+          isOwner = true
+        }))
+      )
+    )
+
+    const append: Store["append"] = (events, appendOptions) =>
+      Effect.suspend(() => {
+        const now = clock.currentTimeMillisUnsafe()
+        return wrap(
+          appendOptions?.owned === true
+            ? sql.withTransaction(Effect.andThen(own, log.append(events, now, instance)))
+            : log.append(events, now, null)
+        )
+      })
+
+    const read: Store["read"] = Effect.fnUntraced(function*(readOptions = {}) {
+      const { filter } = readOptions
+      const limit = bounded(readOptions.limit)
+      let after = readOptions.after ?? 0
+      if (filter?.correlationId !== undefined) {
+        return yield* Effect.flatMap(wrap(log.ofExecution(filter.correlationId, after, limit, filter)), toEntries)
+      }
+      const entries: Array<Entry> = []
+      while (entries.length < limit) {
+        const { next, rows } = yield* wrap(log.scan(after, limit - entries.length, filter))
+        if (next === undefined) break
+        after = next
+        entries.push(...yield* toEntries(rows))
+        yield* Effect.yieldNow
+      }
+      return entries
+    })
+
+    const tail: Store["tail"] = (tailOptions = {}) =>
+      // Subscribed before the first read: what is committed after a read that finds nothing has left a wake-up behind.
+      Stream.unwrap(Effect.map(PubSub.subscribe(wakeups), (wake) => {
+        const wait = Effect.raceFirst(PubSub.take(wake), Effect.sleep(tailOptions.pollInterval ?? "1 second"))
+        let after = tailOptions.after ?? 0
+        const pull: Effect.Effect<Arr.NonEmptyReadonlyArray<Entry>, EventStoreError> = Effect.suspend(() =>
+          Effect.flatMap(wrap(log.scan(after, batchSize, tailOptions.filter)), ({ next, rows }) => {
+            if (next === undefined) return Effect.andThen(wait, pull)
+            after = next
+            return Effect.flatMap(
+              toEntries(rows),
+              (entries) =>
+                Arr.isReadonlyArrayNonEmpty(entries) ? Effect.succeed(entries) : Effect.andThen(Effect.yieldNow, pull)
+            )
+          })
+        )
+        return Stream.fromPull(Effect.succeed(pull))
+      }))
+
+    const execution: Store["execution"] = Effect.fnUntraced(function*(correlationId) {
+      const record = yield* wrap(executions.find(correlationId))
+      if (record === undefined) return Option.none()
+      const rows = yield* wrap(log.ofExecution(correlationId, 0, maxLimit, undefined))
+      const children = yield* wrap(executions.list({ parentId: correlationId, limit: maxLimit }))
+      return Option.some({ execution: record, events: yield* toEntries(rows), children })
+    })
+
+    const pruneBatch = Effect.fnUntraced(function*(after: number, size: number, before: number, upTo: number) {
+      const isOld = sql`(occurred_at < ${before} OR event_offset <= ${upTo})`
+      const [range] = yield* sql<{ last: Integer | null; old: Integer }>`
+        SELECT MAX(event_offset) AS last, COUNT(CASE WHEN ${isOld} THEN 1 END) AS old FROM (
+          SELECT event_offset, occurred_at FROM effect_units_events
+          WHERE event_offset > ${after} ORDER BY event_offset LIMIT ${size}
+        ) AS oldest`
+      if (range === undefined || range.last === null || Number(range.old) === 0) return undefined
+      const last = Number(range.last)
+      const events = yield* sql`DELETE FROM effect_units_events
+        WHERE event_offset > ${after} AND event_offset <= ${last} AND ${isOld}
+          AND event_offset NOT IN (SELECT started_offset FROM effect_units_running)
+        RETURNING event_offset`
+      const ended = yield* sql`DELETE FROM effect_units_executions
+        WHERE ended_offset > ${after} AND ended_offset <= ${last}
+          AND NOT EXISTS (SELECT 1 FROM effect_units_events WHERE event_offset = ended_offset)
+        RETURNING ended_offset`
+      return { last, events: events.length, executions: ended.length }
+    })
+
+    const prune: Store["prune"] = Effect.fnUntraced(function*(pruneOptions) {
+      const { keep, olderThan } = pruneOptions
+      const before = olderThan === undefined
+        ? Number.MIN_SAFE_INTEGER
+        : clock.currentTimeMillisUnsafe() - Duration.toMillis(olderThan)
+      const upTo = keep === undefined ? 0 : (yield* wrap(log.lastOffset)) - keep
+      const size = Math.max(1, Math.trunc(pruneOptions.batch ?? batchSize))
+      const total = { events: 0, executions: 0 }
+      let after = 0
+      while (true) {
+        const pruned = yield* wrap(sql.withTransaction(pruneBatch(after, size, before, upTo)))
+        if (pruned === undefined) return total
+        total.events += pruned.events
+        total.executions += pruned.executions
+        after = pruned.last
+        yield* Effect.yieldNow
+      }
+    })
+
+    const goneOwners = Effect.gen(function*() {
+      const now = clock.currentTimeMillisUnsafe()
+      const owners = yield* sql<{ owner: string; process: string | null; lease_until: Integer }>`
+        SELECT owner, process, lease_until FROM effect_units_owners`
+      return owners.flatMap((row) => {
+        if (row.owner === instance) return []
+        const leaseUntil = Number(row.lease_until)
+        const alive = leaseUntil === 0
+          ? false
+          : (row.process === null ? undefined : ProcessIdentity.isAlive(row.process)) ?? leaseUntil > now
+        return alive ? [] : [row.owner]
+      })
+    })
+
+    const closeBatch = Effect.gen(function*() {
+      const owners = yield* goneOwners
+      if (owners.length === 0) return 0
+      const rows = yield* sql<AbandonedRow>`
+        SELECT running.*, event.body FROM effect_units_running AS running
+        LEFT JOIN effect_units_events AS event ON event.event_offset = running.started_offset
+        WHERE ${sql.in("owner", padded(owners))} ORDER BY running.started_offset LIMIT ${batchSize}`
+      if (rows.length === 0) {
+        yield* sql`DELETE FROM effect_units_owners WHERE ${sql.in("owner", padded(owners))}`
+        return 0
+      }
+      const now = clock.currentTimeMillisUnsafe()
+      const events = rows.map((row, index) => abandoned(row, now, instance, sequence + index + 1))
+      const { stored } = yield* log.append(events, now, null)
+      yield* sql.afterCommit(Effect.sync(() => {
+        sequence += stored
+      }))
+      return stored
+    })
+
+    const closeAbandoned: Store["closeAbandoned"] = wrap(Effect.gen(function*() {
+      // Looked up first outside of a transaction, which takes the lock: mostly there is nothing to do.
+      if ((yield* goneOwners).length === 0) return 0
+      let closed = 0
+      while (true) {
+        const count = yield* sql.withTransaction(closeBatch)
+        if (count === 0) return closed
+        closed += count
+        yield* Effect.yieldNow
+      }
+    }))
+
+    // What still runs at the end of the scope ends with it, and whoever opens the database next says so.
+    yield* Effect.addFinalizer(() =>
+      Effect.suspend(() =>
+        isOwner
+          ? Effect.ignore(sql`UPDATE effect_units_owners SET lease_until = 0 WHERE owner = ${instance}`, { log: true })
+          : Effect.void
+      )
+    )
+    yield* closeAbandoned
+    yield* Effect.suspend(() => isOwner ? Effect.asVoid(wrap(renew)) : Effect.void).pipe(
+      Effect.andThen(closeAbandoned),
+      Effect.catch((error) => Effect.logWarning("The event store could not look after its lease", error)),
+      Effect.delay(lease / 3),
+      Effect.forever,
+      Effect.forkScoped
+    )
+
+    return {
+      append,
+      read,
+      tail,
+      lastOffset: wrap(log.lastOffset),
+      executions: (listOptions = {}) => wrap(executions.list(listOptions)),
+      execution,
+      prune,
+      closeAbandoned,
+      checkpoint: (consumer) =>
+        wrap(Effect.map(
+          sql<{ last_offset: Integer }>`
+            SELECT last_offset FROM effect_units_checkpoints WHERE consumer = ${Rows.text(consumer)}`,
+          ([row]) => Number(row?.last_offset ?? 0)
+        )),
+      saveCheckpoint: (consumer, last_offset) =>
+        wrap(Effect.asVoid(
+          sql`INSERT INTO effect_units_checkpoints ${sql.insert({ consumer: Rows.text(consumer), last_offset })}
+            ON CONFLICT (consumer) DO UPDATE SET last_offset = excluded.last_offset`
+        )),
+      withTransaction: <A, E, R>(self: Effect.Effect<A, E, R>) =>
+        // The effect's own failures are told from those of BEGIN and COMMIT, whatever they are.
+        sql.withTransaction(Effect.mapError(self, (error) => new Inner(error))).pipe(
+          Effect.mapError((error) => error instanceof Inner ? error.error : toError(error))
+        ),
+      inTransaction: (context) => Option.isSome(Context.getOption(context, sql.transactionService))
+    }
+  }
+)
+
+/**
+ * Layer of a store on the `SqlClient` of the application. Its tables begin with `effect_units_`.
+ *
+ * **When to use**
+ *
+ * Use where events are to commit in one transaction with other data. Mind that a SQLite client is one connection: a long
+ * transaction of the application holds up the log.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layer = (options?: Options): Layer.Layer<EventStore, EventStoreError, SqlClient.SqlClient> =>
+  Layer.effect(EventStore, make(options))
+
+/**
+ * Layer of a store on a SQLite file of its own connection.
+ *
+ * **Details**
+ *
+ * Fails with `EventStoreError` where the file cannot be used or was made by a newer version; `reason` says what to do. Several
+ * processes may use one file.
+ *
+ * **Example** (A store on a file)
+ *
+ * ```ts
+ * const layer = EventStore.layerSqlite({ filename: "events.db" })
+ * ```
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layerSqlite = (options: Options & Sqlite.Options): Layer.Layer<EventStore, EventStoreError> =>
+  layer(options).pipe(
+    Layer.provide(Sqlite.layer(options)),
+    Layer.catchTag("SqliteError", (error) => Layer.effect(EventStore, Effect.fail(fromSqliteError(error))))
+  )
