@@ -392,10 +392,10 @@ export const ChunkCount = Schema.Struct({ chunks: Schema.Int })
 export const withDefault = <S extends Top & Schema.WithoutConstructorDefault>(
   value: S["~type.make.in"] & S["Encoded"]
 ) =>
-(schema: S): Schema.withDecodingDefault<Schema.withConstructorDefault<S>> =>
+(schema: S): Schema.withDecodingDefaultKey<Schema.withConstructorDefault<S>> =>
   schema.pipe(
     Schema.withConstructorDefault<S>(Effect.succeed(value)),
-    Schema.withDecodingDefault<Schema.withConstructorDefault<S>>(Effect.succeed(value))
+    Schema.withDecodingDefaultKey<Schema.withConstructorDefault<S>>(Effect.succeed(value))
   )
 
 /**

@@ -1,0 +1,116 @@
+/**
+ * What tests of units need: a publisher that records, and effects that wait for executions to end, without real time.
+ *
+ * @since 0.1.0
+ */
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import type { DomainEvent } from "../DomainEvent.ts"
+import { isDomainEvent } from "../DomainEvent.ts"
+import * as EventPublisher from "../EventPublisher.ts"
+import type { ExecutionEvent } from "../ExecutionEvent.ts"
+import { isExecutionEvent } from "../ExecutionEvent.ts"
+import { executionsOf, type ObservedExecution, violations } from "./lifecycle.ts"
+
+export { executionsOf, type ObservedExecution, violations } from "./lifecycle.ts"
+
+/**
+ * The events that `layerTest` recorded.
+ *
+ * @category services
+ * @since 0.1.0
+ */
+export class TestEvents extends Context.Service<TestEvents, {
+  /** The lifecycle events so far. */
+  readonly events: Effect.Effect<ReadonlyArray<ExecutionEvent>>
+  /** The domain events so far. */
+  readonly domainEvents: Effect.Effect<ReadonlyArray<DomainEvent>>
+  /** The executions so far, in the order of their starts. */
+  readonly executions: Effect.Effect<ReadonlyArray<ObservedExecution>>
+  /**
+   * Waits for an execution of a unit to end, and for all below it, and gives it. `index` counts the executions of that unit from 0.
+   * It waits as long as it takes: put a timeout around it where the execution may never come.
+   */
+  readonly ended: (unitName: string, index?: number) => Effect.Effect<ObservedExecution>
+  /** Waits until every execution that has started has ended. */
+  readonly settled: Effect.Effect<void>
+  /** Dies with an `AssertionError`-like defect where the events so far break a rule of the lifecycle; see `violations`. */
+  readonly assertLifecycle: Effect.Effect<void>
+  readonly clear: Effect.Effect<void>
+}>()("effect-units/testing/TestEvents") {}
+
+const hasEnded = (execution: ObservedExecution): boolean =>
+  execution.terminal !== undefined && execution.children.every(hasEnded)
+
+const make = Effect.gen(function*() {
+  let all: Array<EventPublisher.Event> = []
+  let watchers: Array<() => boolean> = []
+  const publisher = yield* EventPublisher.make({
+    publish: (event) => {
+      all.push(event)
+      // What waits is asked again after the unit has gone on, so that a test sees what its caller sees.
+      if (watchers.length > 0) {
+        queueMicrotask(() => {
+          watchers = watchers.filter((watcher) => !watcher())
+        })
+      }
+    }
+  })
+  const lifecycle = () => all.filter(isExecutionEvent)
+  const until = <A>(find: () => A | undefined): Effect.Effect<A> =>
+    Effect.callback<A>((resume) => {
+      const look = (): boolean => {
+        const found = find()
+        if (found !== undefined) resume(Effect.succeed(found))
+        return found !== undefined
+      }
+      if (look()) return
+      watchers.push(look)
+      return Effect.sync(() => {
+        watchers = watchers.filter((watcher) => watcher !== look)
+      })
+    })
+  const events = TestEvents.of({
+    events: Effect.sync(lifecycle),
+    domainEvents: Effect.sync(() => all.filter(isDomainEvent)),
+    executions: Effect.sync(() => executionsOf(lifecycle())),
+    ended: (unitName, index = 0) =>
+      until(() => {
+        const execution = executionsOf(lifecycle()).filter((one) => one.unit_name === unitName)[index]
+        return execution !== undefined && hasEnded(execution) ? execution : undefined
+      }),
+    settled: until(() => executionsOf(lifecycle()).every((one) => one.terminal !== undefined) ? true : undefined).pipe(
+      Effect.asVoid
+    ),
+    assertLifecycle: Effect.suspend(() => {
+      // Domain events take numbers, too.
+      const broken = violations(lifecycle(), { allowRunning: true, ignoreSequence: all.some(isDomainEvent) })
+      return broken.length === 0 ? Effect.void : Effect.die(new Error(`The lifecycle is broken:\n${broken.join("\n")}`))
+    }),
+    clear: Effect.sync(() => {
+      all = []
+    })
+  })
+  return Context.make(EventPublisher.EventPublisher, publisher).pipe(Context.add(TestEvents, events))
+})
+
+/**
+ * Layer of a publisher that records every event, and of the service that reads and waits for them.
+ *
+ * **Example** (Testing a unit)
+ *
+ * ```ts
+ * it.effect("charges the card", () =>
+ *   Effect.gen(function*() {
+ *     const test = yield* Testing.TestEvents
+ *     yield* charge({ amount: 3 })
+ *     const execution = yield* test.ended("billing.charge")
+ *     assert.strictEqual(execution.terminal?.event_type, "execution_completed")
+ *   }).pipe(Effect.provide(Testing.layerTest)))
+ * ```
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layerTest: Layer.Layer<EventPublisher.EventPublisher | TestEvents> = Layer.effectContext(make)
