@@ -242,13 +242,13 @@ const make = (kind: Kind) =>
     readonly input: I
     /** Fields of the output, or its Schema. */
     readonly output: O
-    /** Classes of the failures that the handler can raise. `InvalidInput` is always among them. */
+    /** Classes of the failures that the handler can raise. `InvalidInput` is always among them, for what no Schema can check. */
     readonly errors: Errors
     /** Inputs for documentation and tests. */
     readonly examples?: ReadonlyArray<ToSchema<I>["~type.make.in"]> | undefined
     readonly handler: (
       input: ToSchema<I>["Type"]
-    ) => Effect.Effect<ToSchema<O>["Type"], Errors[number]["Type"], R>
+    ) => Effect.Effect<ToSchema<O>["Type"], Errors[number]["Type"] | InvalidInput, R>
   }
 ): Unit<ToSchema<I>, ToSchema<O>, ErrorOf<Errors>, R> => {
   const { check, checked, decoded, properties } = define(name, kind, options)
@@ -314,7 +314,7 @@ export const stream: {
       }
       readonly errors: Errors
       readonly examples?: ReadonlyArray<ToSchema<I>["~type.make.in"]> | undefined
-      readonly handler: (input: ToSchema<I>["Type"]) => Stream.Stream<C["Type"], Errors[number]["Type"], R>
+      readonly handler: (input: ToSchema<I>["Type"]) => Stream.Stream<C["Type"], Errors[number]["Type"] | InvalidInput, R>
     }
   ): StreamUnit<ToSchema<I>, C, ToSchema<O>, ErrorOf<Errors>, R>
   <
@@ -332,7 +332,7 @@ export const stream: {
       readonly chunk: C
       readonly errors: Errors
       readonly examples?: ReadonlyArray<ToSchema<I>["~type.make.in"]> | undefined
-      readonly handler: (input: ToSchema<I>["Type"]) => Stream.Stream<C["Type"], Errors[number]["Type"], R>
+      readonly handler: (input: ToSchema<I>["Type"]) => Stream.Stream<C["Type"], Errors[number]["Type"] | InvalidInput, R>
     }
   ): StreamUnit<ToSchema<I>, C, typeof ChunkCount, ErrorOf<Errors>, R>
 } = (

@@ -103,3 +103,45 @@ export class InvalidInput extends make<InvalidInput>()("InvalidInput", { code: "
     })
   }
 }
+
+/**
+ * Something that the unit relies on failed: its store, a backend. `detail` says what, and what to do. A retry can help.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class InternalError extends make<InternalError>()("InternalError", { code: "00008", retryable: true }, {
+  detail: Schema.String,
+  cause: Schema.optionalKey(Schema.Defect())
+}) {
+  override get message(): string {
+    return this.detail
+  }
+}
+
+/**
+ * A backend limits the rate of requests. A retry helps after `retry_after_seconds`, where the backend says it.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class RateLimited extends make<RateLimited>()("RateLimited", { code: "00007", retryable: true }, {
+  detail: Schema.String,
+  retry_after_seconds: Schema.optionalKey(Schema.Natural)
+}) {
+  override get message(): string {
+    return this.detail
+  }
+}
+
+/**
+ * A backend did not answer in time. A retry can help.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class Timeout extends make<Timeout>()("Timeout", { code: "00006", retryable: true }, { detail: Schema.String }) {
+  override get message(): string {
+    return this.detail
+  }
+}
