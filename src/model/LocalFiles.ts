@@ -584,12 +584,9 @@ export const verify: (
         onFailure: (error) => Effect.map(finding(error), (error) => [error.message])
       })
     }
-    const isFolder = yield* Effect.matchEffect(stat(path), {
-      onSuccess: (info) => Effect.succeed(info.type === "Directory"),
-      // The files will be missing below either place.
-      onFailure: (error) => Effect.as(finding(error), false)
-    })
-    const root = isFolder ? path : paths.dirname(path)
+    const there = yield* Effect.matchEffect(stat(path), { onSuccess: Effect.succeed, onFailure: finding })
+    if (there instanceof ModelFileError) return [there.message]
+    const root = there.type === "Directory" ? path : paths.dirname(path)
     const issues = new Set<string>()
     for (const file of manifest) {
       const issue = yield* Effect.catch(

@@ -115,7 +115,6 @@ export const Checksum = Schema.String.check(Schema.isPattern(/^(?:sha256:[0-9a-f
  * @since 0.1.0
  */
 export const RelativePath = Schema.String.check(
-  // eslint-disable-next-line no-control-regex
   Schema.isPattern(/^(?!\.{0,2}(?:\/|$))(?!.*\/\.{0,2}(?:\/|$))[^\0]+$/s)
 )
 

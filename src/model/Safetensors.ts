@@ -159,7 +159,10 @@ export const read: (path: string) => Effect.Effect<Safetensors, ModelFileError, 
       }
       const elements = shape.reduce((product, extent) => product * BigInt(extent), 1n)
       if (BigInt(end - begin) * 8n !== elements * BigInt(dtypeBits[dtype])) {
-        return yield* malformed(path, `the tensor ${name} has ${end - begin} bytes, which are not ${dtype} [${shape}]`)
+        return yield* malformed(
+          path,
+          `the tensor ${name} has ${end - begin} bytes, which are not ${dtype} [${shape.join(", ")}]`
+        )
       }
       parameterCount += elements
       next = end
@@ -182,7 +185,7 @@ export const read: (path: string) => Effect.Effect<Safetensors, ModelFileError, 
     return safetensors
   }, Effect.scoped)
 
-const isRelativePath = Schema.is(RelativePath)
+const isRelativePath: (text: string) => boolean = Schema.is(RelativePath)
 
 /**
  * Reads an index (`model.safetensors.index.json`), without looking at the shards. Fails like `read`.
