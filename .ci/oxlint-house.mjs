@@ -1,6 +1,6 @@
 // House rules of this library that no published lint rule covers.
 
-/** Whether a comment stands on the node's first or last line, or ends on the line above the node or above its statement. */
+/** Whether a comment stands on the node's first or last line, or ends on the line above it or above its statement. */
 const isExplained = (context, node) => {
   let statement = node
   while (statement.parent && !/Statement$|Declaration$|^(PropertyDefinition|MethodDefinition)$/.test(statement.type)) {
