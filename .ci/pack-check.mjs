@@ -32,7 +32,7 @@ const filesBelow = (directory) =>
     .filter((entry) => entry.isFile())
     .map((entry) => path.relative(directory, path.join(entry.parentPath, entry.name)).split(path.sep).join("/"))
 
-/** The export map that the sources ask for: the core, each folder with an index, the single modules, every publisher. */
+/** The export map that the sources ask for: the core, folders with an index, single modules, publishers. */
 const wantedExports = () => {
   const target = (to) => ({ types: `./dist/${to}.d.ts`, default: `./dist/${to}.js` })
   const has = (file) => fs.existsSync(path.join(root, "src", file))
