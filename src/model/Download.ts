@@ -241,7 +241,7 @@ export const make = Effect.fnUntraced(function*(
     let inherited = false
     if (hasChecksum(file)) {
       const left = yield* hash(part, file)
-      if (left !== undefined && left.size > 0 && left.size <= file.size) {
+      if (left !== undefined && left.size > 0) {
         digest = left.digest
         offset = left.size
         inherited = true
@@ -267,11 +267,8 @@ export const make = Effect.fnUntraced(function*(
       }))
       const range = contentRange(response.headers)
       const now = strongEtag(response.headers)
-      if (response.status === 416 && offset > 0) {
-        if (range?.total === offset) return true
-        yield* restart()
-        return false
-      }
+      // There is nothing beyond what is at hand; whether that is the file, its size and checksum will tell.
+      if (response.status === 416 && offset > 0) return true
       if (response.status !== 200 && response.status !== 206) {
         return yield* Effect.fail(yield* http.failure(response, file.onStatus))
       }

@@ -48,19 +48,24 @@ export interface OllamaModel {
 
 /** How one answer goes wrong. Each fault is used up by one request. */
 export type Fault =
-  /** The connection breaks after so many bytes of the body. */
+  /**
+   * The connection breaks a moment after so many bytes of the body. How many of them the client still reads is up to
+   * the client; to break at an exact place, stall, wait for the client, and `breakOff`.
+   */
   | { readonly kind: "cut"; readonly after: number }
-  /** Nothing more comes after so many bytes of the body, and the connection stays open. */
-  | { readonly kind: "stall"; readonly after: number }
+  /** Nothing more comes after so many bytes of the body, and the connection stays open. The ETag may be another one. */
+  | { readonly kind: "stall"; readonly after: number; readonly etag?: string | undefined }
   /** The body comes in pieces of so many bytes, one every so many milliseconds. */
   | { readonly kind: "slow"; readonly bytes: number; readonly everyMillis: number }
   /** The body has the right length and other bytes. */
   | { readonly kind: "corrupt" }
-  /** The body is longer than it should be, and its length is not announced. */
+  /** The body is longer than it should be, its length is not announced, and it does not end. */
   | { readonly kind: "overlong"; readonly extra: number }
+  /** No answer comes at all, and the connection stays open. */
+  | { readonly kind: "silence" }
   /** `Range` is ignored: the whole file comes with status 200. */
   | { readonly kind: "whole" }
-  /** The file has another ETag, so that it counts as changed. */
+  /** `If-Range` is ignored, and the file has another ETag. */
   | { readonly kind: "etag"; readonly etag: string }
   /** Any answer. */
   | {
@@ -76,6 +81,8 @@ export type PullFault =
   | { readonly kind: "stall"; readonly after: number }
   | { readonly kind: "error"; readonly after: number; readonly message: string }
   | { readonly kind: "line"; readonly after: number; readonly line: string }
+  /** The answer ends in the middle of a line. */
+  | { readonly kind: "torn"; readonly after: number; readonly text: string }
   | { readonly kind: "end"; readonly after: number }
 
 /** A request that came in. `url` is path and query. */
@@ -102,7 +109,9 @@ export interface HubServer {
   readonly pullFault: (...faults: ReadonlyArray<PullFault>) => void
   /** Entries a page of file listings and searches. Default: 1000. */
   pageSize: number
-  /** Resolves when a body stalls by a fault. */
+  /** Breaks the connections of the stalled bodies of a file. */
+  readonly breakOff: (path: string) => void
+  /** Resolves when a fault leaves a client waiting. */
   readonly stalled: () => Promise<void>
   /** Resolves when a client closes its connection in the middle of a body. */
   readonly abandoned: () => Promise<void>
@@ -188,6 +197,10 @@ export const start = async (): Promise<HubServer> => {
     })
 
   const answerIfAsked = (response: Http.ServerResponse, fault: Fault | undefined): boolean => {
+    if (fault?.kind === "silence") {
+      stalled.fire()
+      return true
+    }
     if (fault?.kind !== "answer") return false
     response.writeHead(fault.status, fault.headers)
     response.end(fault.body)
@@ -211,16 +224,20 @@ export const start = async (): Promise<HubServer> => {
     }
   }
 
+  const stalledBodies = new Map<string, Array<Http.ServerResponse>>()
+
   const sendFile = (
     request: Http.IncomingMessage,
     response: Http.ServerResponse,
-    content: Uint8Array,
+    { content, path }: RepositoryFile,
     fault: Fault | undefined
   ) => {
-    const etag = fault?.kind === "etag" ? fault.etag : `"${sha256(content).slice(0, 16)}"`
+    const usual = `"${sha256(content).slice(0, 16)}"`
+    const etag = fault?.kind === "etag" || fault?.kind === "stall" ? fault.etag ?? usual : usual
     const range = /^bytes=(\d+)-$/.exec(request.headers.range ?? "")
     const conditional = request.headers["if-range"]
-    const partial = range !== null && fault?.kind !== "whole" && (conditional === undefined || conditional === etag)
+    const partial = range !== null && fault?.kind !== "whole" &&
+      (conditional === undefined || conditional === etag || fault?.kind === "etag")
     const start = partial ? Number(range[1]) : 0
     if (partial && start >= content.length) {
       response.writeHead(416, { "content-range": `bytes */${content.length}` })
@@ -242,9 +259,12 @@ export const start = async (): Promise<HubServer> => {
     if (fault?.kind !== "cut") noticeAbandonment(response)
     switch (fault?.kind) {
       case "cut":
-        response.write(body.subarray(0, fault.after), () => setImmediate(() => response.socket?.destroy()))
+        response.write(body.subarray(0, fault.after), () => {
+          timers.add(setTimeout(() => response.socket?.destroy(), 20))
+        })
         return
       case "stall":
+        stalledBodies.set(path, [...stalledBodies.get(path) ?? [], response])
         response.write(body.subarray(0, fault.after), () => stalled.fire())
         return
       case "slow": {
@@ -253,15 +273,18 @@ export const start = async (): Promise<HubServer> => {
           response.write(body.subarray(at, at + fault.bytes))
           at += fault.bytes
           if (at >= body.length) {
-            clearInterval(timer)
+            clearTimeout(timer)
             timers.delete(timer)
             response.end()
           }
         }, fault.everyMillis)
         timers.add(timer)
-        response.on("close", () => clearInterval(timer))
+        response.on("close", () => clearTimeout(timer))
         return
       }
+      case "overlong":
+        response.write(body)
+        return
       default:
         response.end(body)
     }
@@ -383,7 +406,7 @@ export const start = async (): Promise<HubServer> => {
     const fault = faults.get(filePath)?.shift()
     if (answerIfAsked(response, fault)) return true
     response.setHeader("x-repo-commit", commit)
-    sendFile(request, response, file.content, fault)
+    sendFile(request, response, file, fault)
     return true
   }
 
@@ -469,7 +492,7 @@ export const start = async (): Promise<HubServer> => {
       return true
     }
     const fault = faults.get(filePath)?.shift()
-    if (!answerIfAsked(response, fault)) sendFile(request, response, file.content, fault)
+    if (!answerIfAsked(response, fault)) sendFile(request, response, file, fault)
     return true
   }
 
@@ -517,7 +540,7 @@ export const start = async (): Promise<HubServer> => {
       if (fault !== undefined && lines === fault.after) {
         switch (fault.kind) {
           case "cut":
-            setImmediate(() => response.socket?.destroy())
+            timers.add(setTimeout(() => response.socket?.destroy(), 20))
             return undefined
           case "stall":
             stalled.fire()
@@ -527,6 +550,9 @@ export const start = async (): Promise<HubServer> => {
             return undefined
           case "line":
             response.end(`${fault.line}\n`)
+            return undefined
+          case "torn":
+            response.end(fault.text)
             return undefined
           case "end":
             response.end()
@@ -587,7 +613,7 @@ export const start = async (): Promise<HubServer> => {
       return
     }
     const fault = faults.get(path)?.shift()
-    if (!answerIfAsked(response, fault)) sendFile(request, response, file.content, fault)
+    if (!answerIfAsked(response, fault)) sendFile(request, response, file, fault)
   })
 
   const self: HubServer = {
@@ -606,11 +632,15 @@ export const start = async (): Promise<HubServer> => {
     pullFault: (...more) => {
       pullFaults.push(...more)
     },
+    breakOff: (path) => {
+      for (const response of stalledBodies.get(path) ?? []) response.destroy()
+      stalledBodies.delete(path)
+    },
     pageSize: 1000,
     stalled: stalled.wait,
     abandoned: abandoned.wait,
     close: async () => {
-      for (const timer of timers) clearInterval(timer)
+      for (const timer of timers) clearTimeout(timer)
       await Promise.all([stop(hub), stop(storage)])
     }
   }

@@ -2,8 +2,8 @@
 import { NodeHttpClient, NodeServices } from "@effect/platform-node"
 import { assert } from "@effect/vitest"
 import { Effect, FileSystem, Layer, Schedule } from "effect"
-import * as ModelHub from "../../src/model/ModelHub.ts"
 import type { HubError } from "../../src/model/HubError.ts"
+import * as ModelHub from "../../src/model/ModelHub.ts"
 import type { Progress } from "../../src/model/Progress.ts"
 import * as HubServer from "./HubServer.ts"
 
