@@ -25,8 +25,8 @@ export interface Traits {
  *
  * **Details**
  *
- * `code` and `retryable` stand on the prototype, so they are the class's own and never part of the encoded error. Say in
- * `message` what was wrong and what to do.
+ * `code` and `retryable` stand on the prototype, so they are the class's own and not part of the encoded error. Where instances
+ * differ in whether a retry helps, give the class a field `retryable`. Say in `message` what was wrong and what to do.
  *
  * **Example** (A failure of one's own)
  *
@@ -56,8 +56,8 @@ export const make = <Self = never>() =>
   // ruled out by the return type, whose condition is the same.
   const prototype = (base as unknown as { readonly prototype: object }).prototype
   Object.defineProperties(prototype, {
-    code: { value: traits.code, configurable: true },
-    retryable: { value: traits.retryable, configurable: true }
+    code: { value: traits.code, configurable: true, writable: true },
+    retryable: { value: traits.retryable, configurable: true, writable: true }
   })
   return base as never
 }

@@ -97,7 +97,7 @@ const mebibyte = 1024 * 1024
 export const isSafePath = (path: string): boolean =>
   !path.includes("\\") &&
   !/^[A-Za-z]:/.test(path) &&
-  [...path].every((character) => character >= " ") &&
+  !/\p{Cc}/u.test(path) &&
   path.split("/").every((segment) => segment !== "" && segment !== "." && segment !== "..")
 
 /**
@@ -201,14 +201,14 @@ export const make = Effect.fnUntraced(function*(
     return { digest, size }
   }, (effect, path) =>
     effect.pipe(
-      Effect.catchIf((error) => error.reason._tag === "NotFound", () => Effect.succeed(undefined)),
+      Effect.catchIf((error) => error.reason._tag === "NotFound", () => Effect.void),
       Effect.mapError(diskReason(path))
     ))
 
   const sizeOf = (path: string) =>
     fs.stat(path).pipe(
       Effect.map((info) => info.type === "File" ? Number(info.size) : undefined),
-      Effect.catchIf((error) => error.reason._tag === "NotFound", () => Effect.succeed(undefined)),
+      Effect.catchIf((error) => error.reason._tag === "NotFound", () => Effect.void),
       Effect.mapError(diskReason(path))
     )
 
@@ -270,7 +270,7 @@ export const make = Effect.fnUntraced(function*(
       // There is nothing beyond what is at hand; whether that is the file, its size and checksum will tell.
       if (response.status === 416 && offset > 0) return true
       if (response.status !== 200 && response.status !== 206) {
-        return yield* Effect.fail(yield* http.failure(response, file.onStatus))
+        return yield* http.fail(response, file.onStatus)
       }
       if (response.status === 206) {
         if (range?.start !== offset) {

@@ -67,8 +67,8 @@ export interface HubHttp {
   readonly open: (request: HttpClientRequest) => Effect.Effect<HttpClientResponse, HubReason, Scope.Scope>
   /** The body as it arrives; fails when it pauses for longer than the idle timeout. */
   readonly body: (response: HttpClientResponse) => Stream.Stream<Uint8Array, HubReason>
-  /** What an answer other than 2xx stands for; reads the beginning of its body. */
-  readonly failure: (response: HttpClientResponse, onStatus: OnStatus) => Effect.Effect<HubReason>
+  /** Fails with what an answer other than 2xx stands for, by the beginning of its body. */
+  readonly fail: (response: HttpClientResponse, onStatus: OnStatus) => Effect.Effect<never, HubReason>
   /** Sends a request, with retries, and decodes the JSON of its answer. */
   readonly json: <S extends Schema.ConstraintDecoder<unknown, never>>(
     request: HttpClientRequest,
@@ -217,13 +217,13 @@ export const make = Effect.fnUntraced(function*(
     return { text: new TextDecoder().decode(concat(chunks)), truncated: length > limit }
   })
 
-  const failure: HubHttp["failure"] = Effect.fnUntraced(function*(response, onStatus) {
-    const said = yield* Effect.catch(text(response, maxErrorBytes), () => Effect.succeed({ text: "" }))
+  const fail: HubHttp["fail"] = Effect.fnUntraced(function*(response, onStatus) {
+    const said = yield* Effect.orElseSucceed(text(response, maxErrorBytes), () => ({ text: "" }))
     if (response.status === 429) {
       const seconds = retryAfter(response.headers, yield* Clock.currentTimeMillis)
-      return new RateLimited({ retry_after_seconds: seconds })
+      return yield* new RateLimited({ retry_after_seconds: seconds })
     }
-    return onStatus(response.status, response.headers, said.text)
+    return yield* onStatus(response.status, response.headers, said.text)
   })
 
   // Undefined: trying again is no use, or not before a time that is the caller's to spend.
@@ -249,13 +249,13 @@ export const make = Effect.fnUntraced(function*(
       const result = yield* Effect.result(attempt)
       if (Result.isSuccess(result)) return result.success
       const pause = wait(result.failure)
-      if (pause === undefined) return yield* Effect.fail(result.failure)
+      if (pause === undefined) return yield* result.failure
       if (progressed()) next = yield* Schedule.toStepWithSleep(schedule)
       const again = yield* next(result.failure).pipe(
         Effect.as(true),
         Pull.catchDone(() => Effect.succeed(false))
       )
-      if (!again) return yield* Effect.fail(result.failure)
+      if (!again) return yield* result.failure
       if (Duration.isGreaterThan(pause, Duration.zero)) yield* Effect.sleep(pause)
     }
   })
@@ -265,20 +265,20 @@ export const make = Effect.fnUntraced(function*(
     const attempt = Effect.gen(function*() {
       const response = yield* open(request)
       if (response.status < 200 || response.status >= 300) {
-        return yield* Effect.fail(yield* failure(response, onStatus))
+        return yield* fail(response, onStatus)
       }
       return { ...(yield* text(response, maxJsonBytes)), headers: response.headers }
     })
     const answer = yield* retry(Effect.scoped(attempt))
     if (answer.truncated) return yield* invalid(`it has more than ${maxJsonBytes} bytes`)
     const value = yield* Effect.mapError(
-      Schema.decodeUnknownEffect(Schema.fromJsonString(schema))(answer.text),
+      Schema.decodeEffect(Schema.fromJsonString(schema))(answer.text),
       (error) => invalid(excerpt(error.message))
     )
     return { value, headers: answer.headers }
   })
 
-  return { open, body, failure, json, retry }
+  return { open, body, fail, json, retry }
 })
 
 /**

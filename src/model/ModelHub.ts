@@ -99,7 +99,7 @@ export const make = Effect.fnUntraced(function*(
     )
     const [first] = answers
     if (first !== undefined && Result.isFailure(first) && answers.every(Result.isFailure)) {
-      return yield* Effect.fail(first.failure)
+      return yield* first.failure
     }
     for (const answer of answers) {
       if (Result.isFailure(answer)) yield* Effect.logDebug("a model hub did not answer a search", answer.failure)

@@ -154,7 +154,7 @@ export const make = Effect.fnUntraced(function*(
     missing: HubReason
   ) {
     const { value } = yield* http.json(request, Envelope, onStatus(missing))
-    if (value.Code !== success) return yield* Effect.fail(reasonOf(success, value.Message ?? "", missing))
+    if (value.Code !== success) return yield* reasonOf(success, value.Message ?? "", missing)
     return yield* Effect.mapError(
       Schema.decodeUnknownEffect(schema)(value.Data),
       (error) => new InvalidResponse({ host: hostOf(request), description: excerpt(error.message) })

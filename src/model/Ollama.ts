@@ -145,7 +145,7 @@ export const make = (http: HubHttp, options: Options): Hub.Hub => {
   const host = hostOf(tagsRequest)
 
   const onStatus = (model: string): OnStatus => (status, _headers, text) => {
-    const body = Schema.decodeUnknownResult(ErrorBody)(text)
+    const body = Schema.decodeResult(ErrorBody)(text)
     return reasonOf(status, Result.isSuccess(body) ? body.success.error : text, model, host)
   }
 
@@ -198,7 +198,7 @@ export const make = (http: HubHttp, options: Options): Hub.Hub => {
     layers: Map<string, number>
   ) {
     const response = yield* http.open(request)
-    if (response.status !== 200) return yield* Effect.fail(yield* http.failure(response, onStatus(model)))
+    if (response.status !== 200) return yield* http.fail(response, onStatus(model))
     let done = false
     yield* http.body(response).pipe(
       Stream.pipeThroughChannel(Ndjson.decodeSchema(Line)({ ignoreEmptyLines: true, maxLineBytes })),
@@ -213,7 +213,7 @@ export const make = (http: HubHttp, options: Options): Hub.Hub => {
         SchemaError: (error) => Stream.fail(new InvalidResponse({ host, description: excerpt(error.message) }))
       }),
       Stream.runForEach(Effect.fnUntraced(function*(line) {
-        if (line.error !== undefined) return yield* Effect.fail(reasonOf(200, line.error, model, host))
+        if (line.error !== undefined) return yield* reasonOf(200, line.error, model, host)
         if (line.status === "success") done = true
         const { digest, status = "pulling", total } = line
         if (digest === undefined || total === undefined) return
@@ -259,7 +259,7 @@ export const make = (http: HubHttp, options: Options): Hub.Hub => {
     const attempt = Effect.gen(function*() {
       const response = yield* http.open(request)
       if (response.status === 200 || response.status === 404) return
-      return yield* Effect.fail(yield* http.failure(response, onStatus(model)))
+      return yield* http.fail(response, onStatus(model))
     })
     return named(http.retry(Effect.scoped(attempt)), reference.repo)
   }

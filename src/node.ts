@@ -1,0 +1,59 @@
+/**
+ * Every service of every domain on its embedded default, on Node: one folder, and nothing else to install.
+ *
+ * @since 0.1.0
+ */
+import * as NodeHttpClient from "@effect/platform-node/NodeHttpClient"
+import * as NodeServices from "@effect/platform-node/NodeServices"
+import * as Effect from "effect/Effect"
+import * as FileSystem from "effect/FileSystem"
+import type * as HttpClient from "effect/http/HttpClient"
+import * as Layer from "effect/Layer"
+import * as Path from "effect/Path"
+import type * as PlatformError from "effect/PlatformError"
+import type * as SqlClient from "effect/sql/SqlClient"
+import * as Sqlite from "./backends/Sqlite.ts"
+import * as Model from "./model/index.ts"
+import type * as ModelHub from "./model/ModelHub.ts"
+import type * as ModelStore from "./model/ModelStore.ts"
+
+/**
+ * Settings of `layerEmbedded`.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Options {
+  /** The folder for the database and for pulled models; it is made where it is missing. */
+  readonly directory: string
+  /** How to reach the model hubs. Default: their public addresses, and Ollama on this host. */
+  readonly hubs?: ModelHub.Options | undefined
+}
+
+/**
+ * Layer of every service that the units need, but for `EventPublisher`, which is the application's choice.
+ *
+ * **Details**
+ *
+ * Records are in `units.db`, a SQLite file; the files of pulled models are in `models`. Building it fails with `SqliteError` where the
+ * file cannot be used, `ModelStoreError` where its tables cannot be made, `PlatformError` where the folder cannot be made.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layerEmbedded = (options: Options): Layer.Layer<
+  Model.ModelStore | Model.ModelHub | SqlClient.SqlClient | HttpClient.HttpClient | NodeServices.NodeServices,
+  Sqlite.SqliteError | ModelStore.ModelStoreError | PlatformError.PlatformError
+> =>
+  Layer.unwrap(Effect.gen(function*() {
+    const fs = yield* FileSystem.FileSystem
+    const paths = yield* Path.Path
+    const directory = paths.resolve(options.directory)
+    yield* fs.makeDirectory(directory, { recursive: true })
+    const sqlite = Sqlite.layer({ filename: paths.join(directory, "units.db") })
+    return Model.layer({ directory: paths.join(directory, "models"), hubs: options.hubs }).pipe(
+      Layer.provideMerge(sqlite)
+    )
+  })).pipe(
+    Layer.provideMerge(Layer.merge(NodeHttpClient.layerUndici, NodeServices.layer))
+  )

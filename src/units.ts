@@ -1,0 +1,25 @@
+/**
+ * The catalog of all units that the library ships. The one module that knows every domain.
+ *
+ * @since 0.1.0
+ */
+import * as Catalog from "./Catalog.ts"
+import * as Model from "./model/index.ts"
+
+/**
+ * Every unit, by domain: commands first, then queries.
+ *
+ * @category catalog
+ * @since 0.1.0
+ */
+export const catalog = Catalog.make(
+  Model.create,
+  Model.delete,
+  Model.pull,
+  Model.import,
+  Model.verify,
+  Model.get,
+  Model.list,
+  Model.search,
+  Model.estimateResources
+)
