@@ -1,0 +1,149 @@
+/**
+ * Reading events back from a transport: deliveries that are acknowledged once they are handled.
+ *
+ * Delivery is at least once, in order per execution, with the event's `id` as the key to deduplicate on. What a transport promises
+ * beyond that is in its own documentation.
+ *
+ * @since 0.1.0
+ */
+import * as Context from "effect/Context"
+import type * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Schema from "effect/Schema"
+import type * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
+import type { Event } from "./EventPublisher.ts"
+
+/**
+ * Where a subscription begins: with what comes from now on, with the oldest event there is, with the first event after a time in Unix
+ * milliseconds, or right after a position of the transport, as deliveries have them.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type From = "new" | "beginning" | { readonly time: number } | { readonly position: string }
+
+/**
+ * What a subscriber wants, and how.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Options {
+  /**
+   * Name of a durable consumer. The transport keeps its position, so that a subscriber of the same name goes on where the last one
+   * stopped; subscribers that share the name at one time share the events, each going to one of them. Without a name a subscriber
+   * sees all events, and its position is forgotten when it ends.
+   */
+  readonly consumer?: string | undefined
+  /** Where a consumer that is new begins. Default `beginning` with a name, `new` without. */
+  readonly from?: From | undefined
+  /** Lifecycle event types, or types of domain events. Default: all. */
+  readonly types?: ReadonlyArray<string> | undefined
+  /** Default: all. */
+  readonly domains?: ReadonlyArray<string> | undefined
+  /** Names of units. Default: all. */
+  readonly units?: ReadonlyArray<string> | undefined
+  /** How many deliveries may be unacknowledged at a time. 1 keeps strict order. Default 1. */
+  readonly maxInFlight?: number | undefined
+  /** After how long without an acknowledgement an event is delivered again. Default 30 seconds. */
+  readonly ackTimeout?: Duration.Input | undefined
+}
+
+/**
+ * An event on its way to a handler.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Delivery {
+  readonly event: Event
+  /** The transport's own position of the event: an offset, a sequence, an entry id. */
+  readonly position: string
+  /** 1 on the first delivery to this consumer; more on each that follows a `retry`, a crash or a timeout. */
+  readonly attempt: number
+  /** Events that the transport has lost right before this one, as far as it can tell: trimmed, expired. */
+  readonly missed: number
+  /** The event is handled: it is not delivered to this consumer again. */
+  readonly ack: Effect.Effect<void, SubscribeError>
+  /** The event is not handled: it is delivered again. */
+  readonly retry: Effect.Effect<void, SubscribeError>
+}
+
+/**
+ * Reading from a transport failed. A retry of the subscription can help where `retryable` says so; a named consumer then goes on where it
+ * stopped.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class SubscribeError extends Schema.TaggedError<SubscribeError>("effect-units/EventSubscriber/SubscribeError")(
+  "SubscribeError",
+  {
+    transport: Schema.String,
+    /** What failed, and what to do. */
+    detail: Schema.String,
+    retryable: Schema.Boolean,
+    cause: Schema.optionalKey(Schema.Defect())
+  }
+) {
+  override get message(): string {
+    return `Reading events from ${this.transport} failed: ${this.detail}`
+  }
+}
+
+/**
+ * The reading end of a transport.
+ *
+ * @category services
+ * @since 0.1.0
+ */
+export class EventSubscriber extends Context.Service<EventSubscriber, {
+  /**
+   * The deliveries of a subscription. It exists as soon as the effect has succeeded, and ends with the scope; what was delivered and not
+   * acknowledged by then is delivered to the consumer's next subscriber.
+   */
+  readonly subscribe: (options: Options) => Effect.Effect<
+    Stream.Stream<Delivery, SubscribeError>,
+    SubscribeError,
+    Scope.Scope
+  >
+}>()("effect-units/EventSubscriber") {}
+
+/**
+ * The deliveries of a subscription, as a Stream that subscribes when it is first pulled.
+ *
+ * @category streams
+ * @since 0.1.0
+ */
+export const deliveries = (options: Options): Stream.Stream<Delivery, SubscribeError, EventSubscriber> =>
+  Stream.unwrap(EventSubscriber.use((subscriber) => subscriber.subscribe(options)))
+
+/**
+ * Handles events for as long as it runs. An event is acknowledged when its handler succeeds; when the handler fails or dies, the event is
+ * delivered again, and what went wrong is logged. Interruption leaves the event that is being handled unacknowledged.
+ *
+ * **Example** (A named consumer)
+ *
+ * ```ts
+ * const worker = EventSubscriber.consume({ consumer: "billing", types: ["execution_completed"] }, (event) => charge(event))
+ * ```
+ *
+ * @category consumers
+ * @since 0.1.0
+ */
+export const consume = <E, R>(
+  options: Options,
+  handler: (event: Event, delivery: Delivery) => Effect.Effect<unknown, E, R>
+): Effect.Effect<void, SubscribeError, R | EventSubscriber> =>
+  Stream.runForEach(deliveries(options), (delivery) =>
+    handler(delivery.event, delivery).pipe(
+      Effect.matchCauseEffect({
+        onSuccess: () => delivery.ack,
+        onFailure: (cause) =>
+          Effect.andThen(
+            Effect.logWarning(`A handler failed on ${delivery.event.id}, attempt ${delivery.attempt}`, cause),
+            delivery.retry
+          )
+      })
+    ))
