@@ -154,6 +154,25 @@ export class Network extends Schema.TaggedError<Network>("effect-units/model/Hub
 }
 
 /**
+ * An endpoint, a mirror, or the place that a hub redirects to is no address of a web server. `address` leaves out what
+ * comes after the host.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class InvalidAddress extends Schema.TaggedError<InvalidAddress>("effect-units/model/HubError/InvalidAddress")(
+  "InvalidAddress",
+  { address: Schema.String }
+) {
+  get retryable(): boolean {
+    return false
+  }
+  override get message() {
+    return `"${this.address}" is no http or https address. Give the endpoint or mirror as a URL, such as https://host.`
+  }
+}
+
+/**
  * The hub answered nothing, or sent nothing more, for too long.
  *
  * @category errors
@@ -316,6 +335,7 @@ export const HubReason = Schema.Union([
   Unauthorized,
   RateLimited,
   Network,
+  InvalidAddress,
   Timeout,
   ChecksumMismatch,
   SizeMismatch,

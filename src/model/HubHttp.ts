@@ -23,7 +23,16 @@ import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
-import { type HubReason, InvalidResponse, Network, RateLimited, Timeout, Unauthorized, Upstream } from "./HubError.ts"
+import {
+  type HubReason,
+  InvalidAddress,
+  InvalidResponse,
+  Network,
+  RateLimited,
+  Timeout,
+  Unauthorized,
+  Upstream
+} from "./HubError.ts"
 
 /**
  * How the hub clients use the network.
@@ -131,6 +140,14 @@ const retryAfter = (headers: Headers.Headers, now: number): number | undefined =
   return window === null ? undefined : Math.min(Number(window[1]), Number.MAX_SAFE_INTEGER)
 }
 
+const isWebAddress = (url: string): boolean => URL.canParse(url) && /^https?:$/.test(new URL(url).protocol)
+
+const originOf = (url: string): string => {
+  if (!URL.canParse(url)) return url
+  const { host, protocol } = new URL(url)
+  return `${protocol}//${host}`
+}
+
 const concat = (chunks: ReadonlyArray<Uint8Array>): Uint8Array => {
   const bytes = new Uint8Array(chunks.reduce((sum, chunk) => sum + chunk.length, 0))
   let offset = 0
@@ -161,7 +178,17 @@ const concat = (chunks: ReadonlyArray<Uint8Array>): Uint8Array => {
 export const make = Effect.fnUntraced(function*(
   options: HttpOptions
 ): Effect.fn.Return<HubHttp, never, HttpClient.HttpClient> {
-  const client = (yield* HttpClient.HttpClient).pipe(HttpClient.withScope, HttpClient.followRedirects(maxRedirects))
+  const client = (yield* HttpClient.HttpClient).pipe(
+    HttpClient.withScope,
+    // For every hop: a client may die of a scheme that it does not know.
+    HttpClient.transform((
+      effect,
+      request
+    ): Effect.Effect<HttpClientResponse, HttpClientError | InvalidAddress, Scope.Scope> =>
+      isWebAddress(request.url) ? effect : Effect.fail(new InvalidAddress({ address: originOf(request.url) }))
+    ),
+    HttpClient.followRedirects(maxRedirects)
+  )
   const requestInit = Option.getOrElse(yield* Effect.serviceOption(FetchHttpClient.RequestInit), () => ({}))
   const fetchByHand = Context.make(FetchHttpClient.RequestInit, { ...requestInit, redirect: "manual" })
   const responseTimeout = Duration.fromInputUnsafe(options.responseTimeout ?? "30 seconds")
@@ -175,7 +202,10 @@ export const make = Effect.fnUntraced(function*(
   const open: HubHttp["open"] = (request) =>
     client.execute(request).pipe(
       Effect.provide(fetchByHand),
-      Effect.mapError((error) => new Network({ host: hostOf(request), description: describe(error) })),
+      Effect.catchTag(
+        "HttpClientError",
+        (error) => Effect.fail(new Network({ host: hostOf(error.request), description: describe(error) }))
+      ),
       Effect.timeoutOrElse({
         duration: responseTimeout,
         orElse: () =>

@@ -146,7 +146,9 @@ const nextPage = (headers: Headers, base: string): string | undefined => {
   const link = /<([^>]+)>\s*;\s*rel="?next"?/.exec(headers["link"] ?? "")?.[1]
   if (link === undefined || !URL.canParse(link, base)) return undefined
   const url = new URL(link, base)
-  return new URL(base).origin + url.pathname + url.search
+  const { origin, pathname } = new URL(base)
+  const below = pathname === "/" || url.pathname.startsWith(`${pathname}/`) ? "" : pathname
+  return origin + below + url.pathname + url.search
 }
 
 const typeOf = (info: typeof ModelInfo.Type): ModelType | undefined => {

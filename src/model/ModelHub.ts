@@ -141,28 +141,6 @@ export const layer = (
 ): Layer.Layer<ModelHub, never, HttpClient.HttpClient | FileSystem.FileSystem | Path.Path> =>
   Layer.effect(ModelHub, make(options))
 
-// An address as these variables have it: with or without scheme, and, for Ollama, perhaps without host or port.
-const withScheme = (address: string, scheme: string) =>
-  /^https?:\/\//i.test(address) ? address : `${scheme}://${address}`
-
-/**
- * Where to reach an Ollama server that was told to listen at `host`, by the rules of `OLLAMA_HOST`: scheme, host and port
- * may each be missing, the port is 11434 unless a scheme is there to imply another, and "any address" means this host.
- *
- * @category conversions
- * @since 0.1.0
- */
-export const ollamaEndpoint = (host: string): string => {
-  const scheme = /^https?:\/\//i.test(host)
-  const address = scheme ? host : `http://${host.startsWith(":") ? `localhost${host}` : host}`
-  if (!URL.canParse(address)) return address
-  const url = new URL(address)
-  if (!scheme && url.port === "" && !/:80\/?$/.test(host)) url.port = "11434"
-  if (url.hostname === "0.0.0.0") url.hostname = "127.0.0.1"
-  if (url.hostname === "[::]") url.hostname = "[::1]"
-  return url.href.replace(/\/+$/, "")
-}
-
 /**
  * The hubs, with addresses and tokens from `Config`, by the names that the hubs' own programs use; what is missing or
  * empty is not set.
@@ -184,19 +162,22 @@ export const layerConfig = (
   const secret = (name: string) =>
     Config.map(
       Config.option(Config.Redacted(name)),
-      (value) => Option.getOrUndefined(Option.filter(value, (token) => Redacted.value(token).trim() !== ""))
+      (value) => {
+        const token = Option.isSome(value) ? Redacted.value(value.value).trim() : ""
+        return token === "" ? undefined : Redacted.make(token)
+      }
     )
   const config = Config.all({
     huggingface: Config.all({ endpoint: text("HF_ENDPOINT"), token: secret("HF_TOKEN") }),
     modelscope: Config.all({
       endpoint: Config.map(
         text("MODELSCOPE_DOMAIN"),
-        (host) => host === undefined ? undefined : withScheme(host, "https")
+        (host) => host === undefined || /^https?:\/\//i.test(host) ? host : `https://${host}`
       ),
       token: secret("MODELSCOPE_API_TOKEN")
     }),
     ollama: Config.all({
-      endpoint: Config.map(text("OLLAMA_HOST"), (host) => host === undefined ? undefined : ollamaEndpoint(host))
+      endpoint: Config.map(text("OLLAMA_HOST"), (host) => host === undefined ? undefined : Ollama.endpointOf(host))
     })
   })
   return Layer.effect(ModelHub, Effect.flatMap(config, (hubs) => make({ ...options, ...hubs })))

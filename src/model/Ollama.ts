@@ -104,6 +104,24 @@ const typeOf = (capabilities: ReadonlyArray<string>, metadata: Gguf.Metadata): M
 }
 
 /**
+ * Where to reach an Ollama server that was told to listen at `host`, by the rules of `OLLAMA_HOST`: scheme, host and port
+ * may each be missing, the port is 11434 unless a scheme is there to imply another, and "any address" means this host.
+ *
+ * @category conversions
+ * @since 0.1.0
+ */
+export const endpointOf = (host: string): string => {
+  const scheme = /^https?:\/\//i.test(host)
+  const address = scheme ? host : `http://${host.startsWith(":") ? `localhost${host}` : host}`
+  if (!URL.canParse(address)) return address
+  const url = new URL(address)
+  if (!scheme && url.port === "" && !/:80\/?$/.test(host)) url.port = "11434"
+  if (url.hostname === "0.0.0.0") url.hostname = "127.0.0.1"
+  if (url.hostname === "[::]") url.hostname = "[::1]"
+  return url.href.replace(/\/+$/, "")
+}
+
+/**
  * The name by which Ollama knows a model: `repo:tag`, below another registry's host when there is a mirror.
  *
  * @category conversions

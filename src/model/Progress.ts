@@ -50,6 +50,9 @@ export interface Reporter {
 
 const interval = 500
 
+// Not the time of day, which may be set back in the middle of a pull.
+const millis = Effect.map(Clock.monotonicTimeNanos, (nanos) => Number(nanos / 1_000_000n))
+
 /**
  * Builds a reporter. `promised` is the sum of the sizes known at the start, in bytes; parts that state a total of their
  * own come on top.
@@ -62,7 +65,7 @@ export const make = Effect.fnUntraced(function*(
   onProgress: (progress: Progress) => Effect.Effect<void>
 ): Effect.fn.Return<Reporter> {
   const turn = yield* Semaphore.make(1)
-  const started = yield* Clock.currentTimeMillis
+  const started = yield* millis
   const parts = new Map<string, Part>()
   let done = 0
   let total = promised
@@ -87,12 +90,12 @@ export const make = Effect.fnUntraced(function*(
     })
   }
   const inTurn = (emission: (now: number) => Effect.Effect<void>) =>
-    turn.withPermits(1)(Effect.flatMap(Clock.currentTimeMillis, emission))
+    turn.withPermits(1)(Effect.flatMap(millis, emission))
 
   return {
     tell: (status) => inTurn((now) => emit(status, now)),
     advance: (key, part, status) =>
-      Effect.flatMap(Clock.currentTimeMillis, (now) => {
+      Effect.flatMap(millis, (now) => {
         const before = parts.get(key)
         parts.set(key, part)
         done += part.done - (before?.done ?? 0)

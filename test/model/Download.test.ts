@@ -90,6 +90,14 @@ it.layer(layer)("Download", (it) => {
         assert.deepStrictEqual(yield* filesBelow(directory), { "model.bin": weights })
       }))
 
+    it.effect("may come in many pieces", () =>
+      Effect.gen(function*() {
+        const { all, directory, file, server } = yield* setup()
+        server.fault("model.bin", { kind: "slow", bytes: 9_999, everyMillis: 1 })
+        assert.deepStrictEqual(yield* all([file]), [done])
+        assert.deepStrictEqual(yield* filesBelow(directory), { "model.bin": weights })
+      }))
+
     it.effect("may be empty", () =>
       Effect.gen(function*() {
         const { all, directory, file, server } = yield* setup(new Uint8Array(0))

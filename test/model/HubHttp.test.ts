@@ -1,7 +1,15 @@
+import { NodeHttpClient } from "@effect/platform-node"
 import { assert, it } from "@effect/vitest"
 import { Clock, Duration, Effect, Schedule, Schema } from "effect"
 import { HttpClientRequest } from "effect/http"
-import { InvalidResponse, Network, RateLimited, Unauthorized, Upstream } from "../../src/model/HubError.ts"
+import {
+  InvalidAddress,
+  InvalidResponse,
+  Network,
+  RateLimited,
+  Unauthorized,
+  Upstream
+} from "../../src/model/HubError.ts"
 import * as HubHttp from "../../src/model/HubHttp.ts"
 import { layer } from "./hubs.ts"
 import * as HubServer from "./HubServer.ts"
@@ -19,11 +27,13 @@ const ask = (answers: ReadonlyArray<HubServer.Fault>, options: HubHttp.HttpOptio
     )
     server.fault("/x", ...answers)
     const pauses: Array<number> = []
-    const clock = yield* Clock.Clock
     const recording: Clock.Clock = {
-      ...clock,
       currentTimeMillisUnsafe: () => now,
       currentTimeMillis: Effect.succeed(now),
+      currentTimeNanosUnsafe: () => BigInt(now) * 1_000_000n,
+      currentTimeNanos: Effect.succeed(BigInt(now) * 1_000_000n),
+      monotonicTimeNanosUnsafe: () => 0n,
+      monotonicTimeNanos: Effect.succeed(0n),
       // Timeouts sleep as well, beside what they watch; a pause is over at once.
       sleep: (duration) => {
         if (Duration.toSeconds(duration) === 30) return Effect.never
@@ -116,6 +126,22 @@ it.layer(layer)("HubHttp", (it) => {
       const six = yield* ask([again, again, again, again, again, again, ok])
       assert.deepInclude(six.outcome, { failure: new Upstream({ status: 302, detail: "no message" }) })
     }))
+
+  it.effect("goes to web servers only, over every client", () =>
+    Effect.forEach(
+      [NodeHttpClient.layerUndici, NodeHttpClient.layerNodeHttp, NodeHttpClient.layerFetch],
+      (client) =>
+        Effect.gen(function*() {
+          const redirected = yield* ask([status(302, { location: "ftp://other.test/x?secret" })])
+          assert.deepInclude(redirected.outcome, { failure: new InvalidAddress({ address: "ftp://other.test" }) })
+          const http = yield* HubHttp.make({})
+          for (const [url, address] of [["file:///etc/passwd", "file://"], ["nowhere", "nowhere"]] as const) {
+            const request = HttpClientRequest.get(url)
+            const reason = yield* Effect.flip(http.json(request, Answer, HubHttp.statusReason))
+            assert.deepStrictEqual(reason, new InvalidAddress({ address }))
+          }
+        }).pipe(Effect.provide(client))
+    ))
 
   it.effect("names the host that cannot be reached, and not what was asked of it", () =>
     Effect.gen(function*() {

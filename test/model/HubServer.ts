@@ -95,7 +95,7 @@ export interface Received {
 }
 
 export interface HubServer {
-  /** Base address of all three hubs. */
+  /** Base address of all three hubs; `/mirror/hf` below it is the same. */
   readonly url: string
   /** Base address of the storage that large files are redirected to. */
   readonly storageUrl: string
@@ -584,15 +584,18 @@ export const start = async (): Promise<HubServer> => {
     return true
   }
 
-  const hub = Http.createServer(async (request, response) => {
-    const body = await read(request)
-    const url = new URL(request.url ?? "/", self.url)
+  const answer = (request: Http.IncomingMessage, response: Http.ServerResponse, body: string) => {
+    const url = new URL((request.url ?? "/").replace(/^\/mirror\/hf(?=\/)/, ""), self.url)
     requests.push({ host: "hub", method: request.method ?? "", url: request.url ?? "", headers: request.headers, body })
     if (answerIfAsked(response, faults.get(url.pathname)?.shift())) return
     const done = ollama(request, response, url.pathname, body) ||
       modelScope(request, response, url, url.pathname) ||
       huggingFace(request, response, url, url.pathname)
     if (!done) json(response, 404, { error: "not found" })
+  }
+  const hub = Http.createServer((request, response) => {
+    // A request that breaks off before its body is there needs no answer.
+    read(request).then((body) => answer(request, response, body), () => response.destroy())
   })
 
   const storage = Http.createServer((request, response) => {

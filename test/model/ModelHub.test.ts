@@ -86,7 +86,7 @@ it.layer(layer)("ModelHub", (it) => {
       Effect.gen(function*() {
         const requests = yield* describeAll((url) => ({
           HF_ENDPOINT: `${url}/`,
-          HF_TOKEN: "hf_secret",
+          HF_TOKEN: "hf_secret\n",
           MODELSCOPE_DOMAIN: url,
           MODELSCOPE_API_TOKEN: "ms_secret",
           OLLAMA_HOST: new URL(url).host
@@ -111,20 +111,6 @@ it.layer(layer)("ModelHub", (it) => {
   })
 })
 
-it("the address of Ollama follows from OLLAMA_HOST", () => {
-  const cases: ReadonlyArray<readonly [string, string]> = [
-    ["localhost", "http://localhost:11434"],
-    ["gpu.test:1234", "http://gpu.test:1234"],
-    [":1234", "http://localhost:1234"],
-    ["0.0.0.0", "http://127.0.0.1:11434"],
-    ["[::]:1234", "http://[::1]:1234"],
-    ["gpu.test:80", "http://gpu.test"],
-    ["http://gpu.test", "http://gpu.test"],
-    ["https://gpu.test/ollama/", "https://gpu.test/ollama"]
-  ]
-  for (const [host, url] of cases) assert.strictEqual(ModelHub.ollamaEndpoint(host), url, host)
-})
-
 describe("HubError", () => {
   const reasons: ReadonlyArray<readonly [HubError.HubReason, boolean]> = [
     [new HubError.RepoNotFound({ repo: "a/b" }), false],
@@ -136,6 +122,7 @@ describe("HubError", () => {
     [new HubError.RateLimited({ retry_after_seconds: 3 }), true],
     [new HubError.RateLimited({}), true],
     [new HubError.Network({ host: "hub.test", description: "ECONNRESET" }), true],
+    [new HubError.InvalidAddress({ address: "ftp://hub.test" }), false],
     [new HubError.Timeout({ host: "hub.test", waiting_for: "data", after_seconds: 60 }), true],
     [new HubError.ChecksumMismatch({ path: "x", expected: "sha256:a", actual: "sha256:b" }), true],
     [new HubError.SizeMismatch({ path: "x", expected: 1, actual: 2 }), true],

@@ -276,3 +276,17 @@ describe("the name of a model", () => {
     for (const [reference, name] of cases) assert.strictEqual(Ollama.modelName(reference), name)
   })
 })
+
+it("the address of Ollama follows from OLLAMA_HOST", () => {
+  const cases: ReadonlyArray<readonly [string, string]> = [
+    ["localhost", "http://localhost:11434"],
+    ["gpu.test:1234", "http://gpu.test:1234"],
+    [":1234", "http://localhost:1234"],
+    ["0.0.0.0", "http://127.0.0.1:11434"],
+    ["[::]:1234", "http://[::1]:1234"],
+    ["gpu.test:80", "http://gpu.test"],
+    ["http://gpu.test", "http://gpu.test"],
+    ["https://gpu.test/ollama/", "https://gpu.test/ollama"]
+  ]
+  for (const [host, url] of cases) assert.strictEqual(Ollama.endpointOf(host), url, host)
+})

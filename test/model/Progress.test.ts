@@ -3,12 +3,11 @@ import { Effect } from "effect"
 import { TestClock } from "effect/testing"
 import * as Progress from "../../src/model/Progress.ts"
 
-const collect = (promised: number) =>
-  Effect.gen(function*() {
-    const reports: Array<Progress.Progress> = []
-    const reporter = yield* Progress.make(promised, (report) => Effect.sync(() => void reports.push(report)))
-    return { reports, reporter }
-  })
+const collect = Effect.fnUntraced(function*(promised: number) {
+  const reports: Array<Progress.Progress> = []
+  const reporter = yield* Progress.make(promised, (report) => Effect.sync(() => void reports.push(report)))
+  return { reports, reporter }
+})
 
 it.effect("tells at most twice a second what advances, with the speed since the last time", () =>
   Effect.gen(function*() {

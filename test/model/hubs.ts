@@ -23,11 +23,11 @@ export const bytes = (length: number, seed = 1): Uint8Array => {
 export const text = (value: unknown): Uint8Array => new TextEncoder().encode(JSON.stringify(value))
 
 /** All hubs behind one stand-in server, a folder that vanishes with the test, and three retries without a pause. */
-export const setup = (options: Omit<ModelHub.Options, "huggingface" | "modelscope" | "ollama"> & {
-  readonly huggingface?: Omit<NonNullable<ModelHub.Options["huggingface"]>, "endpoint">
-  readonly modelscope?: Omit<NonNullable<ModelHub.Options["modelscope"]>, "endpoint">
-} = {}) =>
-  Effect.gen(function*() {
+export const setup = Effect.fnUntraced(
+  function*(options: Omit<ModelHub.Options, "huggingface" | "modelscope" | "ollama"> & {
+    readonly huggingface?: Omit<NonNullable<ModelHub.Options["huggingface"]>, "endpoint">
+    readonly modelscope?: Omit<NonNullable<ModelHub.Options["modelscope"]>, "endpoint">
+  } = {}) {
     const fs = yield* FileSystem.FileSystem
     const server = yield* Effect.acquireRelease(
       Effect.promise(() => HubServer.start()),
@@ -44,7 +44,8 @@ export const setup = (options: Omit<ModelHub.Options, "huggingface" | "modelscop
     const progress: Array<Progress> = []
     const onProgress = (report: Progress) => Effect.sync(() => void progress.push(report))
     return { fs, server, directory, hub, progress, onProgress }
-  })
+  }
+)
 
 /** Every file below a folder with its bytes, by relative path. */
 export const filesBelow = Effect.fnUntraced(function*(directory: string) {
