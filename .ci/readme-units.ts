@@ -1,0 +1,44 @@
+/**
+ * Writes the section of README.md that lists the units, from the catalog itself. `--check` only looks, and fails where it is not current.
+ */
+import * as fs from "node:fs"
+import { catalog } from "../src/units.ts"
+
+const needs: Record<string, string> = {
+  model: "a SQL database for the register, the file system, and for pulls HTTP access to HuggingFace, ModelScope or an Ollama server"
+}
+
+const code = (text: string): string => `\`${text}\``
+
+const codeOf = (failure: { readonly prototype: { readonly code: string } }): string => failure.prototype.code
+
+const failures = (unit: (typeof catalog.units)[number]): string =>
+  unit.error.members.map((member) => `${code(member.fields._tag.schema.literal)} ${codeOf(member)}`).filter((failure) =>
+    !failure.includes("InvalidInput")
+  ).join(", ")
+
+const section = catalog.domains.map((domain) => {
+  const units = catalog.units.filter((unit) => unit.domain === domain)
+  return [
+    `### ${domain}`,
+    "",
+    `\`import * as ${domain.charAt(0).toUpperCase()}${domain.slice(1)} from "effect-units/${domain}"\`. Needs ${needs[domain] ?? "nothing"}.`,
+    "",
+    "| unit | kind | what it does | failures besides `InvalidInput` |",
+    "| --- | --- | --- | --- |",
+    ...units.map((unit) => `| ${code(unit.name)} | ${unit.kind} | ${unit.description} | ${failures(unit)} |`)
+  ].join("\n")
+}).join("\n\n")
+
+const readme = fs.readFileSync("README.md", "utf8")
+const [start, end] = ["<!-- domains:start -->", "<!-- domains:end -->"]
+const from = readme.indexOf(start)
+const to = readme.indexOf(end)
+if (from === -1 || to < from) throw new Error("README.md has no place for the list of units")
+const current = `${readme.slice(0, from + start.length)}\n${section}\n${readme.slice(to)}`
+
+if (!process.argv.includes("--check")) fs.writeFileSync("README.md", current)
+else if (current !== readme) {
+  console.error("README.md does not list the units as they are: run `npm run readme`")
+  process.exitCode = 1
+}
