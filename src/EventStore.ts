@@ -429,16 +429,33 @@ const countedChildren = 1000
 // Few sizes, so that few statement texts are prepared and kept.
 const insertSizes = [64, 16, 4, 1] as const
 
-const inInsertSizes = <A>(rows: ReadonlyArray<A>): ReadonlyArray<Arr.NonEmptyReadonlyArray<A>> => {
-  const parts: Array<Arr.NonEmptyReadonlyArray<A>> = []
-  let from = 0
-  for (const size of insertSizes) {
-    while (rows.length - from >= size) {
-      const part = rows.slice(from, from += size)
-      if (Arr.isReadonlyArrayNonEmpty(part)) parts.push(part)
+/** Inserts rows, some at a time, with texts that are compiled once for each number of rows. */
+const makeInsert = <Row extends object>(
+  sql: SqlClient.SqlClient,
+  table: string,
+  columns: ReadonlyArray<keyof Row & string>
+) => {
+  const blank = Object.fromEntries(columns.map((column) => [column, null]))
+  const texts = insertSizes.map((size) => ({
+    size,
+    text: sql`INSERT INTO ${sql(table)} ${sql.insert(Arr.makeBy(size, () => blank))}`.compile()[0]
+  }))
+  return (rows: ReadonlyArray<Row>): Effect.Effect<void, SqlError.SqlError> => {
+    const statements: Array<Statement.Statement<object>> = []
+    let from = 0
+    for (const { size, text } of texts) {
+      for (; rows.length - from >= size; from += size) {
+        const values: Array<unknown> = []
+        for (let index = from; index < from + size; index++) {
+          // In bounds by the condition of the loop above.
+          const row = rows[index]!
+          for (const column of columns) values.push(row[column])
+        }
+        statements.push(sql.unsafe(text, values))
+      }
     }
+    return Effect.forEach(statements, (statement) => statement, { discard: true })
   }
-  return parts
 }
 
 /** Repeats the last value up to the next power of two, again for few statement texts. */
@@ -533,7 +550,6 @@ const toEntries = (rows: ReadonlyArray<BodyRow>): Effect.Effect<ReadonlyArray<En
 }
 
 interface ExecutionRow extends Rows.Identity {
-  readonly kind: "command" | "query"
   readonly outcome: ExecutionRecord["outcome"]
   readonly started_at: Integer
   readonly first_offset: Integer
@@ -548,14 +564,14 @@ interface ExecutionRow extends Rows.Identity {
 
 const rfc3339 = (millis: Integer): string => new Date(Number(millis)).toISOString()
 
+/** The fields that events and records of executions share. */
+const identityOf = (row: Rows.Identity) => {
+  const { parent_id, ...identity } = Rows.restore(row)
+  return { ...identity, ...(parent_id === null ? {} : { parent_id }) }
+}
+
 const toRecord = (row: ExecutionRow): ExecutionRecord => ({
-  correlation_id: row.correlation_id,
-  unit_name: row.unit_name,
-  domain: row.domain,
-  kind: row.kind,
-  ...(row.parent_id === null ? {} : { parent_id: row.parent_id }),
-  root_id: row.root_id,
-  source: row.source,
+  ...identityOf(row),
   outcome: row.outcome,
   started_at: rfc3339(row.started_at),
   ...(row.ended_at === null ? {} : { ended_at: rfc3339(row.ended_at) }),
@@ -585,14 +601,9 @@ const makeLog = (sql: SqlClient.SqlClient, wake: Effect.Effect<void>) => {
     orElse: () => lastOffset
   })
 
-  const insert = (table: string, rows: ReadonlyArray<object>): Effect.Effect<void, SqlError.SqlError> =>
-    Effect.forEach(
-      inInsertSizes(rows),
-      // A row type is a record of its columns; an interface does not say so to the compiler.
-      (part) =>
-        sql`INSERT INTO ${sql(table)} ${sql.insert(part as Arr.NonEmptyReadonlyArray<Record<string, unknown>>)}`,
-      { discard: true }
-    )
+  const insertEvents = makeInsert<Rows.EventRow>(sql, "effect_units_events", Rows.eventColumns)
+  const insertRunning = makeInsert<Rows.RunningRow>(sql, "effect_units_running", Rows.runningColumns)
+  const insertEnded = makeInsert<Rows.EndedRow>(sql, "effect_units_executions", Rows.endedColumns)
 
   const known = Effect.fnUntraced(function*(correlationIds: ReadonlyArray<string>) {
     if (correlationIds.length === 0) return { running: new Map(), ended: new Set<string>() }
@@ -617,12 +628,12 @@ const makeLog = (sql: SqlClient.SqlClient, wake: Effect.Effect<void>) => {
   ) {
     const last = yield* lockedLastOffset
     const plan = Rows.plan(batch, last, yield* known(correlationIds), owner)
-    yield* insert("effect_units_events", plan.events)
+    yield* insertEvents(plan.events)
     if (plan.noLongerRunning.length > 0) {
       yield* sql`DELETE FROM effect_units_running WHERE ${sql.in("correlation_id", padded(plan.noLongerRunning))}`
     }
-    yield* insert("effect_units_running", plan.running)
-    yield* insert("effect_units_executions", plan.ended)
+    yield* insertRunning(plan.running)
+    yield* insertEnded(plan.ended)
     for (const { correlation_id, started_at, started_offset } of plan.late) {
       yield* sql`UPDATE effect_units_executions SET ${sql.update({ started_at, started_offset })}
         WHERE correlation_id = ${correlation_id}`
@@ -684,13 +695,11 @@ const makeLog = (sql: SqlClient.SqlClient, wake: Effect.Effect<void>) => {
    */
   const scan = Effect.fnUntraced(function*(after: number, limit: number, filter: Filter | undefined) {
     const conditions = filterConditions(sql, filter)
-    const rows: ReadonlyArray<{ readonly event_offset: Integer; readonly body: string | null }> = yield* conditions
-        .length === 0
-      ? sql<BodyRow>`SELECT event_offset, body FROM effect_units_events
-          WHERE event_offset > ${after} ORDER BY event_offset LIMIT ${limit}`
-      : sql<{ event_offset: Integer; body: string | null }>`
-          SELECT event_offset, CASE WHEN ${sql.and(conditions)} THEN body END AS body FROM effect_units_events
-          WHERE event_offset > ${after} ORDER BY event_offset LIMIT ${scanSize}`
+    const filtered = conditions.length > 0
+    const body = filtered ? sql`CASE WHEN ${sql.and(conditions)} THEN body END AS body` : sql`body`
+    const rows = yield* sql<{ event_offset: Integer; body: string | null }>`
+      SELECT event_offset, ${body} FROM effect_units_events
+      WHERE event_offset > ${after} ORDER BY event_offset LIMIT ${filtered ? scanSize : limit}`
     const matching = rows.filter(hasBody).slice(0, limit)
     const last = matching.length === limit ? matching.at(-1) : rows.at(-1)
     return { rows: matching, next: last === undefined ? undefined : Number(last.event_offset) }
@@ -824,7 +833,6 @@ const makeExecutions = (sql: SqlClient.SqlClient) => {
 const abandonedMessage = "The process that ran this execution ended before the execution did"
 
 interface AbandonedRow extends Rows.Identity {
-  readonly kind: "command" | "query"
   readonly started_at: Integer
   readonly body: string | null
 }
@@ -834,16 +842,12 @@ const abandoned = (row: AbandonedRow, now: number, source: string, sequence: num
   const started = row.body === null ? undefined : Option.getOrUndefined(Exit.getSuccess(decode(row.body)))
   const known = started !== undefined && ExecutionEvent.isExecutionEvent(started) ? started : undefined
   const durationMs = Math.max(0, now - Number(row.started_at))
+  const identity = identityOf(row)
   return {
     event_type: "execution_failed",
-    id: `${row.correlation_id}:failed`,
-    kind: row.kind,
-    domain: row.domain,
-    unit_name: row.unit_name,
+    ...identity,
+    id: `${identity.correlation_id}:failed`,
     timestamp: rfc3339(now),
-    correlation_id: row.correlation_id,
-    ...(row.parent_id === null ? {} : { parent_id: row.parent_id }),
-    root_id: row.root_id,
     ...(known?.trace_id === undefined ? {} : { trace_id: known.trace_id }),
     ...(known?.span_id === undefined ? {} : { span_id: known.span_id }),
     ...(known?.attributes === undefined ? {} : { attributes: known.attributes }),
@@ -953,16 +957,19 @@ export const make: (
     const tail: Store["tail"] = (tailOptions = {}) =>
       // Subscribed before the first read: what is committed after a read that finds nothing has left a wake-up behind.
       Stream.unwrap(Effect.map(PubSub.subscribe(wakeups), (wake) => {
-        const wait = Effect.raceFirst(PubSub.take(wake), Effect.sleep(tailOptions.pollInterval ?? "1 second"))
+        const wait = Effect.timeoutOrElse(PubSub.take(wake), {
+          duration: tailOptions.pollInterval ?? "1 second",
+          orElse: () => Effect.void
+        })
         let after = tailOptions.after ?? 0
         const pull: Effect.Effect<Arr.NonEmptyReadonlyArray<Entry>, EventStoreError> = Effect.suspend(() =>
           Effect.flatMap(wrap(log.scan(after, batchSize, tailOptions.filter)), ({ next, rows }) => {
             if (next === undefined) return Effect.andThen(wait, pull)
             after = next
-            return Effect.flatMap(
+            return Effect.filterOrElse(
               toEntries(rows),
-              (entries) =>
-                Arr.isReadonlyArrayNonEmpty(entries) ? Effect.succeed(entries) : Effect.andThen(Effect.yieldNow, pull)
+              Arr.isReadonlyArrayNonEmpty,
+              () => Effect.andThen(Effect.yieldNow, pull)
             )
           })
         )

@@ -16,7 +16,7 @@ export interface Identity {
   readonly correlation_id: string
   readonly unit_name: string
   readonly domain: string
-  readonly kind: string
+  readonly kind: "command" | "query"
   readonly parent_id: string | null
   readonly root_id: string
   readonly source: string
@@ -58,16 +58,35 @@ export interface Ended {
   readonly duration_ms: number
 }
 
-/** The row of an execution repeats its error so that a list need not read events; the whole of it is in the event. */
+/** The row of an execution repeats its error for lists to show; the whole of it is in the event. */
 const longestError = 1000
 
 /**
- * A text as a database can hold it. A lone surrogate has no UTF-8: it is written as its JSON escape, so that two texts that
- * differ stay different.
+ * A text as a database can hold it. A lone surrogate has no UTF-8, so a text with one is written as JSON, which has escapes for
+ * it; and one that begins like JSON too, so that two texts that differ stay different.
  *
  * @internal
  */
-export const text = (value: string): string => value.isWellFormed() ? value : JSON.stringify(value).slice(1, -1)
+export const text = (value: string): string =>
+  value.isWellFormed() && !value.startsWith("\"") ? value : JSON.stringify(value)
+
+/** What `text` was made from. */
+const original = (stored: string): string => stored.startsWith("\"") ? String(JSON.parse(stored)) : stored
+
+/**
+ * The texts of a stored identity as they were.
+ *
+ * @internal
+ */
+export const restore = (row: Identity): Identity => ({
+  correlation_id: original(row.correlation_id),
+  unit_name: original(row.unit_name),
+  domain: original(row.domain),
+  kind: row.kind,
+  parent_id: row.parent_id === null ? null : original(row.parent_id),
+  root_id: original(row.root_id),
+  source: original(row.source)
+})
 
 const optionalText = (value: string | undefined): string | null => value === undefined ? null : text(value)
 
@@ -144,13 +163,47 @@ const lifecycle = (json: ExecutionEvent.ExecutionEvent, identity: Identity): Sta
         identity,
         outcome: "failed",
         failure_kind: json.failure.kind,
-        failure_tag: optionalText(json.failure.tag),
-        failure_code: optionalText(json.failure.code),
-        error: text(json.error.slice(0, longestError)),
+        failure_tag: json.failure.tag?.toWellFormed() ?? null,
+        failure_code: json.failure.code?.toWellFormed() ?? null,
+        error: json.error.slice(0, longestError).toWellFormed(),
         duration_ms: json.duration_ms
       }
   }
 }
+
+const identityColumns = ["correlation_id", "unit_name", "domain", "kind", "parent_id", "root_id", "source"] as const
+
+/** @internal */
+export const eventColumns = [
+  "event_offset",
+  "id",
+  "type",
+  "domain",
+  "unit_name",
+  "correlation_id",
+  "lifecycle",
+  "occurred_at",
+  "body"
+] as const
+
+/** @internal */
+export const runningColumns = [...identityColumns, "started_offset", "started_at", "owner"] as const
+
+/** @internal */
+export const endedColumns = [
+  ...identityColumns,
+  "ended_offset",
+  "first_offset",
+  "started_offset",
+  "started_at",
+  "ended_at",
+  "duration_ms",
+  "outcome",
+  "failure_kind",
+  "failure_tag",
+  "failure_code",
+  "error"
+] as const
 
 /** @internal */
 export interface EventRow {

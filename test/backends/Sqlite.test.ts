@@ -326,19 +326,24 @@ describe("a file that cannot be used", () => {
     Effect.gen(function*() {
       const directory = yield* temporaryDirectory
       const filename = path.join(directory, "test.db")
-      const db = new DatabaseSync(filename)
-      db.exec("CREATE TABLE a (x)")
-      db.close()
       fs.chmodSync(directory, 0o777)
-      fs.chmodSync(filename, 0o444)
-      const file = yield* asUnprivileged(openFailure({ filename }))
-      assert.strictEqual(file._tag, "ReadOnly")
-      assert.include(file.message, "give this user write permission")
+      for (const mode of ["DELETE", "WAL"]) {
+        const db = new DatabaseSync(filename)
+        db.exec(`PRAGMA journal_mode = ${mode}; PRAGMA user_version = 7`)
+        db.close()
+        fs.chmodSync(filename, 0o444)
+        const file = yield* asUnprivileged(openFailure({ filename }))
+        assert.strictEqual(file._tag, "ReadOnly")
+        assert.include(file.message, "give this user write permission")
+      }
       fs.chmodSync(filename, 0o666)
       fs.chmodSync(directory, 0o555)
       const inside = yield* asUnprivileged(openFailure({ filename }))
       assert.strictEqual(inside._tag, "ReadOnly")
       fs.chmodSync(directory, 0o777)
+      // Finding out has changed nothing.
+      const sql = yield* build({ filename })
+      assert.deepStrictEqual(yield* sql`PRAGMA user_version`.values, [[7]])
     }))
 
   it.effect("is locked: fails after the busy timeout, and not before", () =>
