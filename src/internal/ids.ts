@@ -32,7 +32,8 @@ let lastPrefix = ""
 
 const prefix = (millis: number): string => {
   if (millis !== lastMillis) {
-    const hex = Math.max(0, Math.floor(millis)).toString(16).padStart(12, "0").slice(-12)
+    // An id has 48 bits for its time; a clock that shows none, or one that is out of range, still gets an id.
+    const hex = Math.min(Math.max(0, Math.floor(millis) || 0), 2 ** 48 - 1).toString(16).padStart(12, "0")
     lastMillis = millis
     lastPrefix = `${hex.slice(0, 8)}-${hex.slice(8)}-7`
   }

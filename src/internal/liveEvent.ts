@@ -7,7 +7,6 @@
  */
 import * as Cause from "effect/Cause"
 import type * as Clock from "effect/Clock"
-import * as Predicate from "effect/Predicate"
 import type * as Schema from "effect/Schema"
 import type * as Tracer from "effect/Tracer"
 import type { DomainEvent } from "../DomainEvent.ts"
@@ -127,9 +126,9 @@ export class LiveExecution implements Execution, Surroundings {
     return this
   }
 
-  /** Whole nanoseconds since the start. */
+  /** Whole nanoseconds since the start. A clock that was replaced or set back does not make them less than none. */
   elapsed(): number {
-    return Number(this.clock.monotonicTimeNanosUnsafe() - this.startNanos)
+    return Math.max(0, Number(this.clock.monotonicTimeNanosUnsafe() - this.startNanos))
   }
 
   get correlation_id(): string {
@@ -152,12 +151,21 @@ export class LiveExecution implements Execution, Surroundings {
   }
 }
 
-const attributesOf = (attributes: Attributes | undefined): Attributes | undefined =>
-  attributes === undefined
-    ? undefined
-    : Object.fromEntries(
-      Object.entries(attributes).map(([name, value]) => [name, Number.isNaN(value) ? "NaN" : value])
-    )
+/** The attributes as the wire takes them, whatever a program without types has put there. */
+const attributesOf = (
+  attributes: Attributes | undefined,
+  execution: Execution | undefined,
+  limits: Json.Limits
+): Attributes | undefined => {
+  if (attributes === undefined) return undefined
+  const secrets = execution instanceof LiveExecution ? secretsOf(execution) : new Set<string>()
+  return Object.fromEntries(
+    Object.entries(attributes).map(([name, value]) => {
+      const shown = Encode.scrub(Json.fromUnknown(value, limits), secrets)
+      return [name, typeof shown === "object" ? JSON.stringify(shown) : shown]
+    })
+  )
+}
 
 const timestamp = (millis: number): string => {
   const date = new Date(millis)
@@ -214,7 +222,7 @@ abstract class LiveExecutionEvent extends Live {
     return w3c(span?.traceId, 32) === undefined ? undefined : w3c(span?.spanId, 16)
   }
   get attributes(): Attributes | undefined {
-    return attributesOf(this.execution.attributes)
+    return attributesOf(this.execution.attributes, this.execution, this.execution.limits)
   }
 }
 
@@ -238,7 +246,7 @@ export class LiveStarted extends LiveExecutionEvent {
   }
   get input(): Schema.Json | undefined {
     if (this.value === undefined) return undefined
-    return this.encoded ??= encode(this.execution.unit.encodeInput, this.value, this.execution)
+    return this.encoded ??= encode(this.execution.unit.encodeInput, this.value, this.execution.limits, this.execution)
   }
 }
 
@@ -278,7 +286,7 @@ export class LiveCompleted extends LiveTerminal {
   }
   get output(): Schema.Json | undefined {
     if (this.value === undefined) return undefined
-    return this.encoded ??= encode(this.execution.unit.encodeOutput, this.value, this.execution)
+    return this.encoded ??= encode(this.execution.unit.encodeOutput, this.value, this.execution.limits, this.execution)
   }
 }
 
@@ -361,18 +369,10 @@ export class LiveDomainEvent extends Live {
     return this.execution?.unit_name
   }
   get attributes(): Attributes | undefined {
-    return attributesOf(this.surrounding)
+    return attributesOf(this.surrounding, this.execution, this.limits)
   }
   get payload(): Schema.Json {
-    return this.encoded ??= guard(() => this.encode(this.value, { limits: this.limits, secrets: new Set() }))
-  }
-}
-
-const guard = (f: () => Schema.Json): Schema.Json => {
-  try {
-    return f()
-  } catch (thrown) {
-    return Json.unencodable(thrown instanceof Error ? thrown.message : "an encoder that threw")
+    return this.encoded ??= encode(this.encode, this.value, this.limits, this.execution)
   }
 }
 
@@ -380,80 +380,71 @@ const guard = (f: () => Schema.Json): Schema.Json => {
 const secretsOf = (execution: LiveExecution): Set<string> => {
   const secrets = new Set<string>()
   if (execution.secretInput !== undefined) {
-    guard(() => execution.unit.encodeInput(execution.secretInput, { limits: execution.limits, secrets }))
+    execution.unit.encodeInput(execution.secretInput, { limits: execution.limits, secrets })
   }
   return secrets
 }
 
-const encode = (encoder: Encode.Encoder, value: unknown, execution: LiveExecution): Schema.Json =>
-  guard(() => {
-    const secrets = secretsOf(execution)
-    return Encode.scrub(encoder(value, { limits: execution.limits, secrets }), secrets)
-  })
-
-const messageOf = (error: unknown): string => {
-  if (error instanceof Error) return error.message
-  if (typeof error === "string") return error
-  if (Predicate.hasProperty(error, "message") && typeof error.message === "string") return error.message
-  const json = JSON.stringify(Json.fromUnknown(error, Json.defaultLimits))
-  return json.length > 1000 ? `${json.slice(0, 1000)}...` : json
+const encode = (
+  encoder: Encode.Encoder,
+  value: unknown,
+  limits: Json.Limits,
+  execution: Execution | undefined
+): Schema.Json => {
+  const secrets = execution instanceof LiveExecution ? secretsOf(execution) : new Set<string>()
+  return Encode.scrub(encoder(value, { limits, secrets }), secrets)
 }
 
-const stringOf = (error: unknown, name: string): string | undefined => {
-  if (!Predicate.hasProperty(error, name)) return undefined
-  const value = error[name]
-  return typeof value === "string" ? value : undefined
+/** A property, where it can be read. */
+const read = (value: unknown, name: string): unknown => {
+  if ((typeof value !== "object" || value === null) && typeof value !== "function") return undefined
+  const entry = Json.property(value, name)
+  return entry._tag === "value" ? entry.value : undefined
 }
+
+const longestMessage = 1000
 
 const describe = (
   cause: Cause.Cause<unknown>,
   execution: LiveExecution
 ): { readonly error: string; readonly failure: Failure } => {
+  const { limits, unit } = execution
   const secrets = secretsOf(execution)
-  try {
-    const { error, failure } = describeCause(cause, execution, secrets)
-    const cleaned = Encode.scrub(Json.fromUnknown(error, execution.limits), secrets)
-    return { error: typeof cleaned === "string" ? cleaned : JSON.stringify(cleaned), failure }
-  } catch (thrown) {
-    return {
-      error: thrown instanceof Error ? thrown.message : "a failure that cannot be described",
-      failure: { kind: "die" }
-    }
+  const target = { limits, secrets }
+  const shown = (value: unknown): string => {
+    const json = Encode.scrub(Json.fromUnknown(value, limits), secrets)
+    return typeof json === "string" ? json : JSON.stringify(json)
   }
-}
+  const messageOf = (error: unknown): string => {
+    const message = typeof error === "string" ? error : read(error, "message")
+    if (typeof message === "string") return shown(message)
+    const json = shown(error)
+    return json.length > longestMessage ? `${json.slice(0, longestMessage)}...` : json
+  }
+  const text = (name: "tag" | "code", value: unknown) => typeof value === "string" ? { [name]: shown(value) } : {}
 
-// Of several reasons the first typed failure counts, then the first defect: what `Cause.squash` gives the caller, too.
-const describeCause = (
-  cause: Cause.Cause<unknown>,
-  execution: LiveExecution,
-  secrets: Set<string>
-): { readonly error: string; readonly failure: Failure } => {
+  // Of several reasons the first typed failure counts, then the first defect: what `Cause.squash` gives the caller, too.
   const fail = cause.reasons.find(Cause.isFailReason)
   if (fail !== undefined) {
-    const error = fail.error
-    const tag = stringOf(error, "_tag")
-    const code = stringOf(error, "code")
-    const retryable = Predicate.hasProperty(error, "retryable") && typeof error.retryable === "boolean"
-      ? error.retryable
-      : undefined
-    const value = execution.unit.encodeError(error, { limits: execution.limits, secrets })
+    // First, as it finds the secrets that the error holds itself.
+    const value = unit.encodeError(fail.error, target)
+    const retryable = read(fail.error, "retryable")
     return {
-      error: messageOf(error),
+      error: messageOf(fail.error),
       failure: {
         kind: "fail",
-        ...(tag === undefined ? {} : { tag }),
-        ...(code === undefined ? {} : { code }),
-        ...(retryable === undefined ? {} : { retryable }),
+        ...text("tag", read(fail.error, "_tag")),
+        ...text("code", read(fail.error, "code")),
+        ...(typeof retryable === "boolean" ? { retryable } : {}),
         value: Encode.scrub(value, secrets)
       }
     }
   }
   const die = cause.reasons.find(Cause.isDieReason)
   if (die !== undefined) {
-    const tag = stringOf(die.defect, "_tag") ?? (die.defect instanceof Error ? die.defect.name : undefined)
     return {
       error: messageOf(die.defect),
-      failure: { kind: "die", ...(tag === undefined ? {} : { tag }) }
+      failure: { kind: "die", ...text("tag", read(die.defect, "_tag") ?? read(die.defect, "name")) }
     }
   }
   return { error: "The execution was interrupted", failure: { kind: "interrupt" } }
