@@ -17,6 +17,7 @@ import * as Execution from "./Execution.ts"
 import * as CloudEvent from "./internal/cloudEvent.ts"
 import * as Encode from "./internal/encode.ts"
 import { asDomainEvent, LiveDomainEvent } from "./internal/liveEvent.ts"
+import { isSilent } from "./internal/publishing.ts"
 
 /**
  * Schema of the wire object. Decoding ignores fields that it does not know.
@@ -111,7 +112,8 @@ export const define = <const Fields extends Schema.Struct.Fields>(
       Effect.withFiber((fiber: Fiber.Fiber<unknown, unknown>) => {
         // The signature of `publish` asks for the service; a fiber shows its context without its type.
         const publisher = Context.getUnsafe(fiber.context, EventPublisher.EventPublisher)
-        if (publisher.isNoop || publisher.isPublishing) return Effect.void
+        const surroundings = fiber.getRef(Execution.Surroundings)
+        if (isSilent(publisher, surroundings)) return Effect.void
         const clock = fiber.getRef(Clock.Clock)
         const event = asDomainEvent(
           new LiveDomainEvent({
@@ -120,12 +122,12 @@ export const define = <const Fields extends Schema.Struct.Fields>(
             value,
             encode,
             millis: clock.currentTimeMillisUnsafe(),
-            surroundings: fiber.getRef(Execution.Surroundings),
+            surroundings,
             limits: publisher.limits
           })
         )
         if (publisher.waits) {
-          return Effect.catch(publisher.publish(event), (error) => Effect.sync(() => publisher.report(error)))
+          return Effect.ignore(publisher.publish(event))
         }
         publisher.offer(event)
         return Effect.void

@@ -11,10 +11,10 @@ import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
-import * as Metric from "effect/Metric"
-import * as Scope from "effect/Scope"
+import type * as Pull from "effect/Pull"
+import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
-import { type DomainEvent, isDomainEvent } from "./DomainEvent.ts"
+import type { DomainEvent } from "./DomainEvent.ts"
 import type { Event } from "./EventPublisher.ts"
 import { type ExecutionEvent, isExecutionEvent } from "./ExecutionEvent.ts"
 import { beganAfter, rootCount } from "./internal/liveEvent.ts"
@@ -32,7 +32,10 @@ export interface Delivery {
   readonly capacity?: number | undefined
   /** Which event is lost where more would wait: the newest (`dropping`, the default) or the oldest (`sliding`). */
   readonly strategy?: "dropping" | "sliding" | undefined
-  /** Called in the subscriber's own fiber, where events are missing, with their number. Default: a warning in the log. */
+  /**
+   * Called in the subscriber's own fiber with the number of events that are missing, after the last one before them and before the
+   * next one. Default: a warning in the log.
+   */
   readonly onGap?: ((missed: number) => Effect.Effect<void>) | undefined
   /**
    * Also take part in trees of executions that are under way already. Default `false`: a subscriber sees a tree from its first event
@@ -116,7 +119,7 @@ const domain = (options: DomainOptions): (event: Event) => event is DomainEvent 
   const domains = within(options.domains)
   const { correlationId } = options
   return (event): event is DomainEvent =>
-    isDomainEvent(event) && types(event.type) && domains(event.domain) &&
+    !isExecutionEvent(event) && types(event.type) && domains(event.domain) &&
     (correlationId === undefined || event.correlation_id === correlationId)
 }
 
@@ -130,6 +133,7 @@ const make = Effect.gen(function*() {
   const subscribers = new Set<Subscriber>()
   const drops = Metrics.drops("bus")
   const context = yield* Effect.context<never>()
+  let closed = false
 
   const subscribe = Effect.fnUntraced(function*<E extends Event>(
     wants: (event: Event) => event is E,
@@ -144,7 +148,7 @@ const make = Effect.gen(function*() {
       offer: (event) => options.strategy === "sliding" ? ring.slide(event as E) : ring.offer(event as E)
     }
     yield* Effect.acquireRelease(
-      Effect.sync(() => subscribers.add(subscriber)),
+      Effect.sync(() => closed ? ring.end() : void subscribers.add(subscriber)),
       () =>
         Effect.sync(() => {
           subscribers.delete(subscriber)
@@ -152,26 +156,26 @@ const make = Effect.gen(function*() {
         })
     )
     const onGap = options.onGap ?? warn
-    return Stream.fromPull(Effect.succeed(
-      Effect.flatMap(ring.take(chunkSize), (batch) => {
-        if (batch === undefined || !Arr.isReadonlyArrayNonEmpty(batch.items)) return Cause.done()
-        return batch.missed === 0 ? Effect.succeed(batch.items) : Effect.as(onGap(batch.missed), batch.items)
-      })
-    ))
+    const pull: Pull.Pull<Arr.NonEmptyReadonlyArray<E>> = Effect.flatMap(ring.take(chunkSize), (batch) => {
+      if (batch === undefined) return Cause.done()
+      const onward = Arr.isReadonlyArrayNonEmpty(batch.items) ? Effect.succeed(batch.items) : pull
+      return batch.missed === 0 ? onward : Effect.andThen(onGap(batch.missed), onward)
+    })
+    return Stream.fromPull(Effect.succeed(pull))
   })
 
   yield* Effect.addFinalizer(() =>
     Effect.sync(() => {
+      closed = true
       for (const subscriber of subscribers) subscriber.end()
+      subscribers.clear()
     })
   )
 
   return EventBus.of({
     publish: (event) => {
       for (const subscriber of subscribers) {
-        if (subscriber.wants(event) && !subscriber.offer(event)) {
-          Metric.update(drops, 1).pipe(Effect.runSyncWith(context))
-        }
+        if (subscriber.wants(event) && !subscriber.offer(event)) drops.updateUnsafe(1, context)
       }
     },
     subscription: (options = {}) => subscribe(lifecycle(options), options),

@@ -7,10 +7,12 @@
  * @since 0.1.0
  */
 import * as Cause from "effect/Cause"
+import * as Config from "effect/Config"
 import * as Console from "effect/Console"
 import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import { dual } from "effect/Function"
 import * as Layer from "effect/Layer"
@@ -18,6 +20,7 @@ import * as Metric from "effect/Metric"
 import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
+import { executionAsyncId } from "node:async_hooks"
 import type { DomainEvent } from "./DomainEvent.ts"
 import * as EventBus from "./EventBus.ts"
 import * as Execution from "./Execution.ts"
@@ -28,6 +31,7 @@ import { uuidV7 } from "./internal/ids.ts"
 import * as Json from "./internal/json.ts"
 import { number, renumber } from "./internal/liveEvent.ts"
 import * as Metrics from "./internal/metrics.ts"
+import { publishing } from "./internal/publishing.ts"
 import { Ring } from "./internal/ring.ts"
 
 /**
@@ -152,9 +156,12 @@ export class PublishError
  *
  * **Details**
  *
- * `run` begins a transaction, or joins the one around it; runs `work`; stores `completed(value)`; commits. Any failure, defect
- * or interruption on the way rolls back. A commit that fails is a defect that holds a `PublishError`. The failed event is
- * published by the caller, outside of the transaction.
+ * `run` begins a transaction, or joins the one around it; runs `work`; stores `completed(value)`, where there is one; commits. Any
+ * failure, defect or interruption on the way rolls back. A commit that fails is a defect that holds a `PublishError`. The failed
+ * event is published by the caller, after `run`.
+ *
+ * It is called where it cannot be interrupted, and `work` can be: so its exit says what became of the transaction, whatever the
+ * caller does meanwhile.
  *
  * @category models
  * @since 0.1.0
@@ -162,7 +169,7 @@ export class PublishError
 export interface Transaction {
   readonly run: <A, E, R>(
     work: Effect.Effect<A, E, R>,
-    completed: (value: A) => ExecutionEvent
+    completed: (value: A) => ExecutionEvent | undefined
   ) => Effect.Effect<A, E, R>
 }
 
@@ -180,7 +187,7 @@ export interface Publisher {
   readonly isNoop: boolean
   /** True where handing an event over can take time, so that units go through `publish`: not under the `open` policy, but for a buffer that suspends. */
   readonly waits: boolean
-  /** True while a publish function runs: units run by it are not published, or they would publish without end. */
+  /** True for the code that a publish function calls: units run by it are not published, or they would publish without end. */
   readonly isPublishing: boolean
   readonly limits: Json.Limits
   readonly tallies: Metrics.Tallies
@@ -190,9 +197,9 @@ export interface Publisher {
   readonly terminalTimeout: Duration.Duration
   /** Takes an event over. Never fails, never waits. */
   readonly offer: (event: Event) => void
-  /** Publishes an event and succeeds when the transport has it. */
+  /** Publishes an event and succeeds when the transport has it. A failure is reported already. */
   readonly publish: (event: Event) => Effect.Effect<void, PublishError>
-  /** Counts a failure to publish, and logs the first of a streak. */
+  /** Counts a failure to publish in `effect_units_publish_failures`, and logs the first of a streak. */
   readonly report: (error: PublishError) => void
   readonly transaction: Transaction | undefined
 }
@@ -235,41 +242,73 @@ export interface Options {
   readonly maxFieldBytes?: number | undefined
 }
 
-/**
- * The surroundings of the code of a publisher. Units that see them are not published, or they would publish without end.
- *
- * @internal
- */
-export const publishing: Execution.Surroundings = { execution: undefined, attributes: undefined, generateId: undefined }
-
 const toPublishError = (event: Event, thrown: unknown): PublishError =>
   thrown instanceof PublishError
     ? thrown
     : new PublishError({
       event_id: event.id,
-      reason: new Unavailable({ detail: thrown instanceof Error ? thrown.message : String(thrown), cause: thrown })
+      reason: new Unavailable({ detail: Json.describe(thrown), cause: thrown })
     })
 
-/** How many waiting events are taken at once. What was taken no longer counts against a capacity. */
-const drainBatch = 256
+const timedOut = (event: Event, after: Duration.Duration): PublishError =>
+  new PublishError({ event_id: event.id, reason: new TimedOut({ after_ms: Duration.toMillis(after) }) })
+
+/** Gives up on an effect after a time, even on one that does not heed its interruption. */
+const within = <A, E>(
+  effect: Effect.Effect<A, E>,
+  time: Duration.Duration,
+  late: Effect.Effect<A, E>
+): Effect.Effect<A, E> =>
+  Effect.contextWith((context: Context.Context<never>) =>
+    Effect.callback((resume) => {
+      const fork = Effect.runForkWith(context)
+      const work = fork(effect)
+      const exit = work.pollUnsafe()
+      if (exit !== undefined) return resume(exit)
+      const timer = fork(Effect.sleep(time))
+      work.addObserver((exit) => {
+        timer.interruptUnsafe()
+        resume(exit)
+      })
+      timer.addObserver((exit) => {
+        if (Exit.isFailure(exit)) return
+        work.interruptUnsafe()
+        resume(late)
+      })
+      return Effect.sync(() => {
+        timer.interruptUnsafe()
+        work.interruptUnsafe()
+      })
+    })
+  )
+
+interface Accepted {
+  readonly event: Event
+  readonly effect: Effect.Effect<void, PublishError>
+}
+
+/** Stands for the id of an asynchronous scope; theirs are not negative. */
+const notSending = -1
 
 class PublisherImpl implements Publisher {
   readonly policy: Policy
   readonly source: string
   readonly isNoop = false
   readonly waits: boolean
-  isPublishing = false
   sequence = 0
   readonly limits: Json.Limits
   readonly tallies: Metrics.Tallies
   readonly context: Context.Context<never>
   readonly terminalTimeout: Duration.Duration
   readonly transaction: Transaction | undefined
-  private readonly send: (event: Event) => void | Effect.Effect<void, PublishError>
-  private readonly queue: Ring<{ readonly event: Event; readonly effect: Effect.Effect<void, PublishError> }>
+  /** What `offer` has accepted and an Effect has to publish. */
+  readonly queue: Ring<Accepted>
+  private readonly send: Options["publish"]
   private readonly timeout: Duration.Duration
   private failing = false
+  private overflowing = false
   private closed = false
+  private sendingIn = notSending
 
   constructor(options: Options, context: Context.Context<never>, source: string) {
     this.policy = options.policy ?? "open"
@@ -277,12 +316,21 @@ class PublisherImpl implements Publisher {
     this.source = source
     this.context = context
     this.send = options.publish
-    this.transaction = options.transaction
+    this.transaction = options.transaction &&
+      withCompleted(options.transaction, (event) => {
+        number(event, this)
+        return event
+      })
     this.queue = new Ring(options.capacity ?? 16_384)
     this.timeout = Duration.fromInputUnsafe(options.timeout ?? "30 seconds")
     this.terminalTimeout = Duration.fromInputUnsafe(options.terminalTimeout ?? "5 seconds")
     this.limits = { ...Json.defaultLimits, maxFieldBytes: options.maxFieldBytes ?? Json.defaultLimits.maxFieldBytes }
     this.tallies = Metrics.tallies(Context.get(context, Metric.MetricRegistry))
+  }
+
+  /** Fibers go on in an asynchronous scope of their own, so one that `send` wakes is told from what it calls or starts. */
+  get isPublishing(): boolean {
+    return this.sendingIn !== notSending && this.sendingIn === executionAsyncId()
   }
 
   offer(event: Event): void {
@@ -291,88 +339,106 @@ class PublisherImpl implements Publisher {
     try {
       const effect = this.call(event)
       if (effect === undefined) this.failing = false
-      else if (!this.queue.offer({ event, effect })) {
-        this.report(new PublishError({ event_id: event.id, reason: new BufferFull({ capacity: this.queue.capacity }) }))
-      }
+      else if (!this.queue.offer({ event, effect })) this.overflow(event)
     } catch (thrown) {
       this.report(toPublishError(event, thrown))
     }
   }
 
   publish(event: Event): Effect.Effect<void, PublishError> {
-    return Effect.suspend(() => {
-      if (this.closed) return Effect.fail(new PublishError({ event_id: event.id, reason: new Closed() }))
-      number(event, this)
-      const effect = this.call(event)
-      return effect === undefined ? Effect.void : this.guarded(event, effect)
-    }).pipe(Effect.catchDefect((defect) => Effect.fail(toPublishError(event, defect))))
-  }
-
-  private call(event: Event): Effect.Effect<void, PublishError> | undefined {
-    const before = this.isPublishing
-    this.isPublishing = true
-    try {
-      const result = this.send(event)
-      return Effect.isEffect(result) ? result : undefined
-    } finally {
-      this.isPublishing = before
-    }
-  }
-
-  /** Within its time, without units of its own being published, with every way to fail as a `PublishError`. */
-  private guarded(event: Event, effect: Effect.Effect<void, PublishError>): Effect.Effect<void, PublishError> {
-    return effect.pipe(
-      Effect.timeoutOrElse({
-        duration: this.timeout,
-        orElse: () =>
-          Effect.fail(
-            new PublishError({
-              event_id: event.id,
-              reason: new TimedOut({ after_ms: Duration.toMillis(this.timeout) })
-            })
-          )
-      }),
-      Effect.catchDefect((defect) => Effect.fail(toPublishError(event, defect))),
-      Effect.provideService(Execution.Surroundings, publishing)
+    return this.settle(
+      event,
+      Effect.suspend(() => {
+        if (this.closed) return Effect.fail(new PublishError({ event_id: event.id, reason: new Closed() }))
+        number(event, this)
+        const effect = this.call(event)
+        return effect === undefined ? Effect.void : this.guarded(event, effect)
+      })
     )
   }
 
-  /** Publishes what `offer` has accepted, in order, until the scope closes and nothing is left. */
-  readonly drain: Effect.Effect<void> = Effect.suspend(() =>
-    Effect.flatMap(this.queue.take(drainBatch), (batch) =>
-      batch === undefined
-        ? Effect.void
-        : Effect.andThen(
-          Effect.forEach(batch.items, ({ effect, event }) =>
-            Effect.matchCause(this.guarded(event, effect), {
-              onSuccess: () => {
-                this.failing = false
-              },
-              onFailure: (cause) => this.report(toPublishError(event, Cause.squash(cause)))
-            }), { discard: true }),
-          this.drain
-        ))
-  )
+  /** Publishes what `offer` has accepted. */
+  readonly publishAccepted = ({ effect, event }: Accepted): Effect.Effect<void> => {
+    if (this.queue.size === 0) this.overflowing = false
+    return Effect.ignore(this.settle(event, this.guarded(event, effect)))
+  }
 
   /** Takes no more events. */
-  end(): void {
+  readonly end = (): void => {
     this.closed = true
     this.queue.end()
   }
 
-  get size(): number {
-    return this.queue.size
-  }
-
   report(error: PublishError): void {
-    Metric.update(Metrics.publishFailures(error.reason._tag), 1).pipe(Effect.runSyncWith(this.context))
+    this.count(error)
     if (this.failing) return
     this.failing = true
+    this.warn(error)
+  }
+
+  private overflow(event: Event): void {
+    const error = new PublishError({ event_id: event.id, reason: new BufferFull({ capacity: this.queue.capacity }) })
+    this.count(error)
+    if (this.overflowing) return
+    this.overflowing = true
+    this.warn(error)
+  }
+
+  private count(error: PublishError): void {
+    Metrics.publishFailures(error.reason._tag).updateUnsafe(1, this.context)
+  }
+
+  private warn(error: PublishError): void {
+    const consequence = this.policy === "open" ? "Units run on" : "Units do not start while it lasts"
     Effect.logWarning(
-      `${error.message}. Units run on; further failures are counted in effect_units_publish_failures.`
+      `${error.message}. ${consequence}; further failures are counted in effect_units_publish_failures.`
     ).pipe(Effect.runForkWith(this.context))
   }
+
+  private call(event: Event): Effect.Effect<void, PublishError> | undefined {
+    const before = this.sendingIn
+    this.sendingIn = executionAsyncId()
+    try {
+      const result = this.send(event)
+      return Effect.isEffect(result) ? result : undefined
+    } finally {
+      this.sendingIn = before
+    }
+  }
+
+  /** Within its time, and without units of its own being published. */
+  private guarded(event: Event, effect: Effect.Effect<void, PublishError>): Effect.Effect<void, PublishError> {
+    const late = Effect.suspend(() => Effect.fail(timedOut(event, this.timeout)))
+    return within(Effect.provideService(effect, Execution.Surroundings, publishing), this.timeout, late)
+  }
+
+  /** Reports every way to fail, as a `PublishError`. */
+  private settle(event: Event, effect: Effect.Effect<void, PublishError>): Effect.Effect<void, PublishError> {
+    return Effect.matchCauseEffect(effect, {
+      onSuccess: () => {
+        this.failing = false
+        return Effect.void
+      },
+      onFailure: (cause) => {
+        const error = toPublishError(event, Cause.squash(cause))
+        this.report(error)
+        return Effect.fail(error)
+      }
+    })
+  }
 }
+
+/** A transaction that stores what becomes of the completed event. */
+const withCompleted = (
+  transaction: Transaction,
+  change: (event: ExecutionEvent) => ExecutionEvent | undefined
+): Transaction => ({
+  run: (work, completed) =>
+    transaction.run(work, (value) => {
+      const event = completed(value)
+      return event && change(event)
+    })
+})
 
 /**
  * Makes a publisher from a function.
@@ -381,12 +447,12 @@ class PublisherImpl implements Publisher {
  *
  * Under the `open` policy a function that returns an Effect is called on the unit's path, its Effects run one after the other
  * in the background, so order is kept and no unit waits. Closing the scope runs those that were accepted, for at most
- * `flushTimeout`; what is left then is counted as dropped.
+ * `flushTimeout`; what is left then is counted as dropped, in `effect_units_events_dropped`.
  *
  * **Gotchas**
  *
- * Units that run inside of `publish` are not published. A function that publishes at once must not wake other fibers on the
- * spot; return an Effect for that.
+ * Units that run inside of `publish` are not published. That goes for what an Effect does, forked fibers included, and for what a
+ * function does until it returns; let it return an Effect rather than fork one that goes on.
  *
  * @category constructors
  * @since 0.1.0
@@ -400,27 +466,33 @@ export const make = Effect.fnUntraced(
     }
     const context = yield* Effect.context<Scope.Scope>()
     const publisher = new PublisherImpl(options, context, options.source ?? (yield* newSource))
-    yield* drainUntilClosed(publisher.drain, publisher, options.flushTimeout)
+    yield* consume(publisher.queue, publisher.publishAccepted, publisher.end, options.flushTimeout)
     return publisher
   }
 )
 
-/** Runs a drain until its scope closes, and then for as long as it may take to finish. */
-const drainUntilClosed = Effect.fnUntraced(
-  function*(
-    drain: Effect.Effect<void>,
-    queue: { readonly end: () => void; readonly size: number },
-    flushTimeout: Duration.Input | undefined
+/** Handles what a queue holds, until its scope closes, and then for as long as it may take to finish. */
+const consume = Effect.fnUntraced(
+  function*<A>(
+    queue: Ring<A>,
+    handle: (item: A) => Effect.Effect<void>,
+    end: () => void,
+    flushTimeout: Duration.Input = "10 seconds"
   ): Effect.fn.Return<void, never, Scope.Scope> {
-    const fiber = yield* Effect.forkDetach(drain)
+    const fiber = yield* Effect.forkDetach(queue.forEach(handle))
+    const context = yield* Effect.context<never>()
     const flush = Effect.gen(function*() {
-      queue.end()
-      const flushed = yield* Effect.timeoutOption(Fiber.await(fiber), flushTimeout ?? "10 seconds")
+      end()
+      if (queue.unfinished === 0) return
+      const flushed = yield* Effect.timeoutOption(Fiber.await(fiber), flushTimeout)
       if (Option.isSome(flushed)) return
-      yield* Fiber.interrupt(fiber)
-      // The one that was being published is not in the queue any more, and its fate is unknown: at least these are lost.
-      yield* Metric.update(Metrics.drops("flush"), queue.size)
-      yield* Effect.logWarning(`A publisher was closed before its deadline: ${queue.size} events were dropped`)
+      const lost = queue.unfinished
+      // Not waited for, as the deadline has passed.
+      fiber.interruptUnsafe()
+      Metrics.drops("flush").updateUnsafe(lost, context)
+      yield* Effect.logWarning(
+        `A publisher could not publish all events within its flushTimeout: ${lost} were dropped. Give it more time, or a faster transport`
+      )
     })
     yield* Effect.addFinalizer(() => flush)
   }
@@ -470,19 +542,49 @@ export const layerNoop: Layer.Layer<EventPublisher> = Layer.succeed(EventPublish
 const built = <A, E, R>(layer: Layer.Layer<A | EventPublisher, E, R>) =>
   Effect.map(Layer.build(layer), (context) => ({
     context,
+    // Safe: the type of the layer says that it gives one, only not in a form from which the compiler can take it out again.
     publisher: Context.get(context as Context.Context<EventPublisher>, EventPublisher)
   }))
 
-const replaced = <A>(context: Context.Context<A>, publisher: Publisher): Context.Context<A | EventPublisher> =>
-  Context.add(context, EventPublisher, publisher)
+/** A function of a Layer that changes its publisher, and nothing else that it gives. */
+interface Combinator<in Argument> {
+  (argument: Argument): <A, E, R>(
+    self: Layer.Layer<A | EventPublisher, E, R>
+  ) => Layer.Layer<A | EventPublisher, E, R>
+  <A, E, R>(
+    self: Layer.Layer<A | EventPublisher, E, R>,
+    argument: Argument
+  ): Layer.Layer<A | EventPublisher, E, R>
+}
+
+const combinator = <Argument>(
+  change: (publisher: Publisher, argument: Argument) => Effect.Effect<Publisher, never, Scope.Scope>
+): Combinator<Argument> =>
+  dual(
+    2,
+    <A, E, R>(
+      self: Layer.Layer<A | EventPublisher, E, R>,
+      argument: Argument
+    ): Layer.Layer<A | EventPublisher, E, R> =>
+      Layer.effectContext(Effect.gen(function*() {
+        const { context, publisher } = yield* built(self)
+        return publisher.isNoop ? context : Context.add(context, EventPublisher, yield* change(publisher, argument))
+      }))
+  )
 
 /**
  * Publishes every event to both of two publishers, and gives what both Layers give.
  *
  * **Details**
  *
- * The stricter policy of the two holds. Neither waits for the other under the `open` policy; otherwise an event is handed to the
- * first, then to the second. Both see the numbering of the pair. A noop is no part of a pair.
+ * The stricter policy of the two holds. Neither waits for the other under the `open` policy, and what goes wrong in one does not
+ * keep an event from the other. The start of an execution is handed first to the one that can refuse it, and what is refused is not
+ * handed on; its end is handed to both. Where one of them is `transactional`, the other has the completed event after the commit.
+ * Both see the numbering of the pair. A noop is no part of a pair. Of the limits on fields the lower ones hold.
+ *
+ * **Gotchas**
+ *
+ * Where both can refuse, and the second refuses a start, the first has a start that is not followed by an end.
  *
  * @category combinators
  * @since 0.1.0
@@ -505,11 +607,13 @@ export const combine: {
       const left = yield* built(self)
       const right = yield* built(that)
       const context = Context.merge(left.context, right.context)
-      return replaced(context, yield* pair(left.publisher, right.publisher))
+      return Context.add(context, EventPublisher, yield* pair(left.publisher, right.publisher))
     }))
 )
 
 const policies = ["open", "closed", "transactional"] as const
+
+const isStart = (event: Event): boolean => isExecutionEvent(event) && !isTerminal(event)
 
 const pair = Effect.fnUntraced(function*(left: Publisher, right: Publisher): Effect.fn.Return<Publisher> {
   if (left.isNoop) return right
@@ -520,15 +624,15 @@ const pair = Effect.fnUntraced(function*(left: Publisher, right: Publisher): Eff
     )
   }
   const strictness = Math.max(policies.indexOf(left.policy), policies.indexOf(right.policy))
-  const offerOrWait = (to: Publisher, event: Event): Effect.Effect<void, PublishError> =>
-    to.waits ? to.publish(event) : Effect.sync(() => to.offer(event))
   const counter = { source: yield* newSource, sequence: 0 }
+  const [first, second] = right.waits && !left.waits ? [right, left] : [left, right]
+  const [transactional, other] = right.transaction === undefined ? [left, right] : [right, left]
   return {
     // In bounds: both indices come from the list.
     policy: policies[strictness]!,
     source: counter.source,
     isNoop: false,
-    waits: left.waits || right.waits,
+    waits: first.waits,
     get isPublishing() {
       return left.isPublishing || right.isPublishing
     },
@@ -544,12 +648,54 @@ const pair = Effect.fnUntraced(function*(left: Publisher, right: Publisher): Eff
     publish: (event) =>
       Effect.suspend(() => {
         number(event, counter)
-        return Effect.andThen(offerOrWait(left, event), offerOrWait(right, event))
+        const toSecond = second.waits === first.waits
+          ? second.publish(event)
+          : Effect.sync(() => second.offer(event))
+        if (first.waits && isStart(event)) {
+          return first.publish(event).pipe(
+            // Whoever gives up waiting publishes the end of the execution, to both.
+            Effect.onInterrupt(() => handOver(second, event)),
+            Effect.andThen(toSecond)
+          )
+        }
+        const both = Effect.all([Effect.exit(toSecond), Effect.exit(first.publish(event))], { concurrency: 2 })
+        return Effect.flatMap(both, ([later, sooner]) => Effect.andThen(sooner, later))
       }),
-    report: left.report,
-    transaction: left.transaction ?? right.transaction
+    report: (error) => first.report(error),
+    transaction: transactional.transaction && thenHandedTo(transactional.transaction, other, counter)
   }
 })
+
+/** A transaction whose completed events go to another publisher, too, once they are committed. */
+const thenHandedTo = (
+  transaction: Transaction,
+  other: Publisher,
+  counter: { readonly source: string; sequence: number }
+): Transaction => ({
+  run: (work, completed) =>
+    Effect.suspend(() => {
+      let stored: ExecutionEvent | undefined
+      const run = transaction.run(work, (value) => {
+        stored = completed(value)
+        if (stored !== undefined) number(stored, counter)
+        return stored
+      })
+      return Effect.tap(run, () => stored === undefined ? Effect.void : handOver(other, stored))
+    })
+})
+
+/**
+ * Hands an event over that does not decide any more whether a unit runs, such as the end of its execution: at once, or, where the
+ * publisher waits, within its `terminalTimeout`. What goes wrong is reported.
+ *
+ * @category combinators
+ * @since 0.1.0
+ */
+export const handOver = (publisher: Publisher, event: Event): Effect.Effect<void> => {
+  if (!publisher.waits) return Effect.sync(() => publisher.offer(event))
+  const late = Effect.sync(() => publisher.report(timedOut(event, publisher.terminalTimeout)))
+  return within(Effect.ignore(publisher.publish(event)), publisher.terminalTimeout, late)
+}
 
 const newSource: Effect.Effect<string> = Effect.clockWith((clock) =>
   Effect.sync(() => uuidV7(clock.currentTimeMillisUnsafe()))
@@ -560,14 +706,17 @@ const inFront = Effect.fnUntraced(function*(
   publisher: Publisher,
   pass: (event: Event, on: (event: Event) => void) => void
 ): Effect.fn.Return<Publisher> {
-  if (publisher.isNoop) return publisher
   const counter = { source: yield* newSource, sequence: 0 }
-  const through = (event: Event, on: (event: Event) => void): void => {
-    try {
-      pass(event, (passed) => on(renumber(passed, counter)))
-    } catch (thrown) {
-      publisher.report(toPublishError(event, thrown))
-    }
+  /** What an event lets through, in order: often itself. */
+  const passed = (event: Event): ReadonlyArray<Event> => {
+    const list: Array<Event> = []
+    pass(event, (next) => void list.push(renumber(next, counter)))
+    return list
+  }
+  const reported = (event: Event, thrown: unknown): PublishError => {
+    const error = toPublishError(event, thrown)
+    publisher.report(error)
+    return error
   }
   return {
     policy: publisher.policy,
@@ -581,15 +730,29 @@ const inFront = Effect.fnUntraced(function*(
     tallies: publisher.tallies,
     context: publisher.context,
     terminalTimeout: publisher.terminalTimeout,
-    offer: (event) => through(event, publisher.offer),
+    offer: (event) => {
+      try {
+        pass(event, (next) => publisher.offer(renumber(next, counter)))
+      } catch (thrown) {
+        reported(event, thrown)
+      }
+    },
     publish: (event) =>
-      Effect.suspend(() => {
-        const passed: Array<Event> = []
-        through(event, (next) => void passed.push(next))
-        return Effect.forEach(passed, publisher.publish, { discard: true })
-      }),
-    report: publisher.report,
-    transaction: publisher.transaction
+      Effect.flatMap(
+        Effect.try({ try: () => passed(event), catch: (thrown) => reported(event, thrown) }),
+        (events) => Effect.forEach(events, (next) => publisher.publish(next), { discard: true })
+      ),
+    report: (error) => publisher.report(error),
+    transaction: publisher.transaction &&
+      withCompleted(publisher.transaction, (event) => {
+        try {
+          // A completed event lets itself through, or nothing.
+          return passed(event).find(isExecutionEvent)
+        } catch (thrown) {
+          reported(event, thrown)
+          return undefined
+        }
+      })
   }
 })
 
@@ -598,40 +761,21 @@ const inFront = Effect.fnUntraced(function*(
  *
  * **Details**
  *
- * What passes is numbered anew, without holes, under a source of its own. A predicate that throws keeps its event back, which is
- * counted as a failure to publish.
+ * What passes is numbered anew, without holes, under a source of its own. A predicate that throws is a failure to publish: its
+ * event stays back, and it is counted, or under the other policies treated as they treat failures.
  *
  * **Gotchas**
  *
  * A predicate over the unit, the domain or the attributes keeps both events of an execution together; one over `event_type` does
- * not. Under the `transactional` policy the completed event is stored with the handler's writes, whatever the predicate says.
+ * not.
  *
  * @category combinators
  * @since 0.1.0
  */
-export const filter: {
-  (predicate: (event: Event) => boolean): <A, E, R>(
-    self: Layer.Layer<A | EventPublisher, E, R>
-  ) => Layer.Layer<A | EventPublisher, E, R>
-  <A, E, R>(
-    self: Layer.Layer<A | EventPublisher, E, R>,
-    predicate: (event: Event) => boolean
-  ): Layer.Layer<A | EventPublisher, E, R>
-} = dual(
-  2,
-  <A, E, R>(
-    self: Layer.Layer<A | EventPublisher, E, R>,
-    predicate: (event: Event) => boolean
-  ): Layer.Layer<A | EventPublisher, E, R> =>
-    Layer.effectContext(Effect.gen(function*() {
-      const { context, publisher } = yield* built(self)
-      return replaced(
-        context,
-        yield* inFront(publisher, (event, on) => {
-          if (predicate(event)) on(event)
-        })
-      )
-    }))
+export const filter: Combinator<(event: Event) => boolean> = combinator((publisher, predicate) =>
+  inFront(publisher, (event, on) => {
+    if (predicate(event)) on(event)
+  })
 )
 
 /** FNV-1a, 32 bits, as a number from 0 up to 1. Source: the IETF draft draft-eastlake-fnv. */
@@ -642,60 +786,52 @@ const hashed = (text: string): number => {
 }
 
 /**
+ * Settings of `sample`.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface SampleOptions {
+  /** The share of the executions that passes, from 0 to 1. */
+  readonly rate: number
+  /** How many started events are held for executions that may fail yet. Default 10,000. */
+  readonly capacity?: number | undefined
+}
+
+/**
  * Lets a share of the executions through, and every one that fails.
  *
  * **Details**
  *
  * Both events of an execution pass, or neither. The choice falls by `root_id`, so a whole tree of executions passes or stays back,
  * in every process alike; a failed execution passes by itself, its started event right before its failed one. Started events of
- * executions that were not chosen are held until they end, at most `capacity` (default 10,000); beyond that the oldest pass.
- * Domain events follow their tree.
+ * executions that were not chosen are held until they end, at most `capacity`; beyond that the oldest pass. Domain events follow
+ * their tree.
  *
  * @category combinators
  * @since 0.1.0
  */
-export const sample: {
-  (options: { readonly rate: number; readonly capacity?: number | undefined }): <A, E, R>(
-    self: Layer.Layer<A | EventPublisher, E, R>
-  ) => Layer.Layer<A | EventPublisher, E, R>
-  <A, E, R>(
-    self: Layer.Layer<A | EventPublisher, E, R>,
-    options: { readonly rate: number; readonly capacity?: number | undefined }
-  ): Layer.Layer<A | EventPublisher, E, R>
-} = dual(
-  2,
-  <A, E, R>(
-    self: Layer.Layer<A | EventPublisher, E, R>,
-    options: { readonly rate: number; readonly capacity?: number | undefined }
-  ): Layer.Layer<A | EventPublisher, E, R> =>
-    Layer.effectContext(Effect.gen(function*() {
-      const { context, publisher } = yield* built(self)
-      const capacity = options.capacity ?? 10_000
-      const held = new Map<string, ExecutionEvent>()
-      const chosen = (rootId: string | undefined): boolean => rootId === undefined || hashed(rootId) < options.rate
-      const sampled = yield* inFront(publisher, (event, on) => {
-        if (chosen(event.root_id)) return on(event)
-        if (!isExecutionEvent(event)) return
-        if (isTerminal(event)) {
-          const started = held.get(event.correlation_id)
-          held.delete(event.correlation_id)
-          if (event.event_type === "execution_completed" && started !== undefined) return
-          if (started !== undefined) on(started)
-          return on(event)
-        }
-        held.set(event.correlation_id, event)
-        if (held.size > capacity) {
-          // The map holds more than none, and keeps the order in which they started.
-          const [oldest] = held as Iterable<[string, ExecutionEvent]>
-          if (oldest !== undefined) {
-            held.delete(oldest[0])
-            on(oldest[1])
-          }
-        }
-      })
-      return replaced(context, sampled)
-    }))
-)
+export const sample: Combinator<SampleOptions> = combinator((publisher, { capacity = 10_000, rate }) => {
+  const held = new Map<string, ExecutionEvent>()
+  return inFront(publisher, (event, on) => {
+    if (event.root_id === undefined || hashed(event.root_id) < rate) return on(event)
+    if (!isExecutionEvent(event)) return
+    if (isTerminal(event)) {
+      const started = held.get(event.correlation_id)
+      held.delete(event.correlation_id)
+      if (event.event_type === "execution_completed" && started !== undefined) return
+      if (started !== undefined) on(started)
+      return on(event)
+    }
+    held.set(event.correlation_id, event)
+    if (held.size <= capacity) return
+    // A Map gives its entries in the order in which they came.
+    for (const [id, oldest] of held) {
+      held.delete(id)
+      return on(oldest)
+    }
+  })
+})
 
 /**
  * What a full buffer does: `suspend` makes units wait for room, `dropping` loses the new event, `sliding` the oldest one.
@@ -726,71 +862,47 @@ export interface BufferOptions {
  * **Details**
  *
  * The policy becomes `open`: a unit no longer learns whether its event was published. What is dropped is counted in
- * `effect_units_events_dropped`, logged once per streak, and shows as a gap in `sequence`. Under `suspend` units wait for room, an
- * ending one at most `terminalTimeout` of the publisher. Closing the scope publishes what was accepted, for at most
- * `flushTimeout`.
+ * `effect_units_events_dropped`, logged once until the buffer has drained, and shows as a gap in `sequence`. Under `suspend` units
+ * wait for room, an ending one at most `terminalTimeout` of the publisher; an event whose unit gives up waiting is dropped. Closing
+ * the scope publishes what was accepted, for at most `flushTimeout`.
  *
  * @category combinators
  * @since 0.1.0
  */
-export const buffered: {
-  (options: BufferOptions): <A, E, R>(
-    self: Layer.Layer<A | EventPublisher, E, R>
-  ) => Layer.Layer<A | EventPublisher, E, R>
-  <A, E, R>(
-    self: Layer.Layer<A | EventPublisher, E, R>,
-    options: BufferOptions
-  ): Layer.Layer<A | EventPublisher, E, R>
-} = dual(
-  2,
-  <A, E, R>(
-    self: Layer.Layer<A | EventPublisher, E, R>,
-    options: BufferOptions
-  ): Layer.Layer<A | EventPublisher, E, R> =>
-    Layer.effectContext(Effect.gen(function*() {
-      const { context, publisher } = yield* built(self)
-      return publisher.isNoop ? context : replaced(context, yield* buffer(publisher, options))
-    }))
-)
-
-const buffer = Effect.fnUntraced(
+export const buffered: Combinator<BufferOptions> = combinator(Effect.fnUntraced(
   function*(publisher: Publisher, options: BufferOptions): Effect.fn.Return<Publisher, never, Scope.Scope> {
     const counter = { source: yield* newSource, sequence: 0 }
     const ring = new Ring<Event>(options.capacity)
     const drops = Metrics.drops("buffered")
     let dropping = false
     const dropped = (): void => {
-      Metric.update(drops, 1).pipe(Effect.runSyncWith(publisher.context))
+      drops.updateUnsafe(1, publisher.context)
       if (dropping) return
       dropping = true
       Effect.logWarning(
         `A buffer of ${options.capacity} events is full and drops events; they are counted in effect_units_events_dropped.`
       ).pipe(Effect.runForkWith(publisher.context))
     }
+    const forward = (event: Event): Effect.Effect<void> => {
+      if (ring.size === 0) dropping = false
+      return Effect.ignore(publisher.publish(event))
+    }
+    yield* consume(ring, forward, () => ring.end(), options.flushTimeout)
     const offer = (event: Event): void => {
       number(event, counter)
-      if (options.strategy === "sliding" ? ring.slide(event) : ring.offer(event)) dropping = false
-      else dropped()
+      if (!(options.strategy === "sliding" ? ring.slide(event) : ring.offer(event))) dropped()
     }
-    const drain: Effect.Effect<void> = Effect.suspend(() =>
-      Effect.flatMap(ring.take(drainBatch), (batch) =>
-        batch === undefined
-          ? Effect.void
-          : Effect.andThen(
-            Effect.forEach(
-              batch.items,
-              (event) => Effect.catch(publisher.publish(event), (error) => Effect.sync(() => publisher.report(error))),
-              { discard: true }
-            ),
-            drain
-          ))
-    )
-    yield* drainUntilClosed(drain, ring, options.flushTimeout)
+    const wait = (event: Event): Effect.Effect<void> =>
+      Effect.suspend(() => {
+        number(event, counter)
+        return Effect.map(ring.offerWaiting(event, dropped), (accepted) => accepted ? undefined : dropped())
+      })
+    const waits = options.strategy === "suspend"
     return {
       policy: "open",
       source: counter.source,
       isNoop: false,
-      waits: options.strategy === "suspend",
+      waits,
       get isPublishing() {
         return publisher.isPublishing
       },
@@ -799,18 +911,12 @@ const buffer = Effect.fnUntraced(
       context: publisher.context,
       terminalTimeout: publisher.terminalTimeout,
       offer,
-      publish: (event) =>
-        options.strategy === "suspend"
-          ? Effect.suspend(() => {
-            number(event, counter)
-            return Effect.map(ring.offerWaiting(event), (accepted) => accepted ? undefined : dropped())
-          })
-          : Effect.sync(() => offer(event)),
-      report: publisher.report,
+      publish: waits ? wait : (event) => Effect.sync(() => offer(event)),
+      report: (error) => publisher.report(error),
       transaction: undefined
     }
   }
-)
+))
 
 /**
  * Turns a publisher's refusal into a typed failure.
@@ -846,7 +952,9 @@ export const layerBus: Layer.Layer<EventPublisher | EventBus.EventBus> = Layer.p
 
 /**
  * Layer that writes one readable line per event to the `Console`: when, what, who, how long. In colour where standard output is a
- * terminal and `NO_COLOR` is not set.
+ * terminal and the variable `NO_COLOR` is empty or not set.
+ *
+ * Source of the variable: https://no-color.org.
  *
  * @category layers
  * @since 0.1.0
@@ -855,7 +963,9 @@ export const layerConsole: Layer.Layer<EventPublisher> = Layer.effect(
   EventPublisher,
   Effect.gen(function*() {
     const console = yield* Console.Console
-    const colour = globalThis.process?.stdout?.isTTY === true && globalThis.process.env["NO_COLOR"] === undefined
+    // Any text will do, so reading it cannot fail.
+    const noColour = yield* Effect.orDie(Config.String("NO_COLOR").pipe(Config.withDefault("")))
+    const colour = process.stdout.isTTY && noColour === ""
     return yield* make({ publish: (event) => console.log(ConsoleLine.format(event, colour)) })
   })
 )
@@ -888,16 +998,17 @@ export class Memory extends Context.Service<Memory, {
  */
 export const layerMemoryWith = (options: { readonly capacity: number }): Layer.Layer<EventPublisher | Memory> =>
   Layer.effectContext(Effect.gen(function*() {
+    const capacity = Math.max(1, options.capacity)
     const ring: Array<Event> = []
     let next = 0
     let dropped = 0
     const publisher = yield* make({
       publish: (event) => {
-        if (ring.length < options.capacity) {
+        if (ring.length < capacity) {
           ring.push(event)
         } else {
           ring[next] = event
-          next = (next + 1) % options.capacity
+          next = (next + 1) % capacity
           dropped++
         }
       }

@@ -6,6 +6,7 @@
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
+import { publishing } from "./internal/publishing.ts"
 
 /**
  * What `annotate` adds to the events of the executions it surrounds: `request_id`, `user_id`, a tenant.
@@ -89,7 +90,9 @@ const surround = <A, E, R>(
   change: (surroundings: Surroundings) => Partial<Surroundings>
 ): Effect.Effect<A, E, R> =>
   Effect.updateContext(self, (context: Context.Context<R>) => {
-    const { attributes, execution, generateId } = Context.get(context, Surroundings)
+    const surroundings = Context.get(context, Surroundings)
+    if (surroundings === publishing) return context
+    const { attributes, execution, generateId } = surroundings
     const before = { attributes, execution, generateId }
     return Context.add(context, Surroundings, { ...before, ...change(before) })
   })

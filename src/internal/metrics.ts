@@ -134,11 +134,11 @@ export const register = (
  *
  * @internal
  */
-export const publishFailures = (publisher: string): Metric.Counter<number> =>
+export const publishFailures = (reason: string): Metric.Counter<number> =>
   Metric.counter("effect_units_publish_failures", {
     description: "Events that a publisher failed to hand over",
     incremental: true,
-    attributes: { publisher }
+    attributes: { reason }
   })
 
 /**

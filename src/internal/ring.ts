@@ -1,15 +1,15 @@
 /**
- * A bounded queue with one consumer, for handing values from synchronous code to a fiber.
+ * A bounded queue for handing values from synchronous code to a fiber.
  *
  * `effect/Queue` does the same, through a fiber's scheduler on every offer. A publisher offers on the path of every unit, so this
- * one only touches an array there, and wakes its consumer once per batch.
+ * one only touches an array there, and wakes its consumer once per batch. It also knows where in the order items are missing.
  *
  * @since 0.1.0
  */
 import * as Effect from "effect/Effect"
 
 /**
- * What the consumer gets: the items, and how many are missing before the first of them.
+ * What a consumer gets at once: how many items are missing before the first of these, and the items. None is missing among them.
  *
  * @internal
  */
@@ -23,30 +23,51 @@ interface Waiter<A> {
   readonly done: (accepted: boolean) => void
 }
 
+/** So many items are missing before the one that is the `at`-th to leave the queue. */
+interface Gap {
+  readonly at: number
+  missed: number
+}
+
 /** @internal */
 export class Ring<A> {
   readonly capacity: number
-  private items: Array<A> = []
+  private readonly slots: Array<A | undefined> = []
   private head = 0
-  private missedBefore = 0
-  private missedAfter = 0
-  private waiters: Array<Waiter<A>> = []
-  private wake: (() => void) | undefined
+  private count = 0
+  private left = 0
+  /** Items that are missing before the one at the head, or before the next one where there is none. */
+  private missed = 0
+  /** What is missing further behind, in order. At most one gap per item, so bounded as well. */
+  private readonly gaps: Array<Gap> = []
+  private readonly waiters = new Set<Waiter<A>>()
+  private readonly sleepers = new Set<() => void>()
+  private handling = 0
   private ended = false
 
+  /** `capacity` is at least 1. */
   constructor(capacity: number) {
     this.capacity = Math.max(1, capacity)
   }
 
+  /** How many items wait. */
   get size(): number {
-    return this.items.length - this.head
+    return this.count
+  }
+
+  /** How many items wait or are just being handled by `forEach`. */
+  get unfinished(): number {
+    return this.count + this.handling
   }
 
   /** Adds an item; where the queue is full, the item is the one that is lost, and the answer `false`. */
   offer(item: A): boolean {
     if (this.ended) return false
-    if (this.size >= this.capacity) {
-      this.missedAfter++
+    if (this.count >= this.capacity) {
+      const at = this.left + this.count
+      const last = this.gaps.at(-1)
+      if (last?.at === at) last.missed++
+      else this.gaps.push({ at, missed: 1 })
       return false
     }
     this.push(item)
@@ -56,98 +77,128 @@ export class Ring<A> {
   /** Adds an item; where the queue is full, its oldest is the one that is lost, and the answer `false`. */
   slide(item: A): boolean {
     if (this.ended) return false
-    const full = this.size >= this.capacity
+    const full = this.count >= this.capacity
     if (full) {
-      this.head++
-      this.missedBefore++
-      if (this.head > this.capacity) this.compact()
+      this.shift()
+      this.missed++
     }
     this.push(item)
     return !full
   }
 
-  /** Adds an item as soon as there is room, in the order of the calls. `false` where the queue ended before. */
-  readonly offerWaiting = (item: A): Effect.Effect<boolean> =>
+  /**
+   * Adds an item as soon as there is room, in the order of the calls. `false` where the queue ended before. Where the wait is
+   * interrupted, the item is not added, and `abandoned` called.
+   */
+  readonly offerWaiting = (item: A, abandoned: () => void): Effect.Effect<boolean> =>
     Effect.callback((resume) => {
       if (this.ended) return resume(Effect.succeed(false))
-      if (this.size < this.capacity && this.waiters.length === 0) {
+      if (this.count < this.capacity && this.waiters.size === 0) {
         this.push(item)
         return resume(Effect.succeed(true))
       }
       const waiter: Waiter<A> = { item, done: (accepted) => resume(Effect.succeed(accepted)) }
-      this.waiters.push(waiter)
+      this.waiters.add(waiter)
       return Effect.sync(() => {
-        this.waiters = this.waiters.filter((other) => other !== waiter)
+        if (this.waiters.delete(waiter)) abandoned()
       })
     })
 
-  /** Lets the consumer have what is left, and nothing more in. */
+  /** Lets consumers have what is left, and nothing more in. */
   end(): void {
     this.ended = true
-    const waiters = this.waiters
-    this.waiters = []
-    for (const waiter of waiters) waiter.done(false)
-    this.signal()
+    for (const waiter of this.waiters) {
+      this.waiters.delete(waiter)
+      waiter.done(false)
+    }
+    this.wake()
   }
 
-  /** At most `max` items, as soon as there is one; `undefined` once the queue has ended and is empty. */
+  /**
+   * At most `max` items, as soon as there is one; none where it is only known that items are missing; `undefined` once the queue has
+   * ended and is empty.
+   */
   readonly take = (max: number): Effect.Effect<Batch<A> | undefined> =>
-    Effect.callback((resume) => {
-      const deliver = (): void => {
-        if (this.size > 0) resume(Effect.succeed(this.batch(max)))
-        else if (this.ended) resume(Effect.undefined)
-      }
-      if (this.size > 0 || this.ended) return deliver()
-      let waiting = true
-      this.wake = () => {
-        this.wake = undefined
-        // Not on the spot: the consumer would run inside of the offer, on the path of a unit.
-        queueMicrotask(() => {
-          if (waiting) deliver()
+    Effect.suspend(() =>
+      this.count > 0 || this.missed > 0
+        ? Effect.succeed(this.batch(max))
+        : this.ended
+        ? Effect.undefined
+        : Effect.flatMap(this.change, () => this.take(max))
+    )
+
+  /** Handles the items one after the other, until the queue has ended and is empty. What is being handled leaves room for another. */
+  readonly forEach = (handle: (item: A) => Effect.Effect<void>): Effect.Effect<void> =>
+    Effect.suspend(() => {
+      if (this.count > 0) {
+        const handleAll = Effect.whileLoop({
+          while: () => this.count > 0,
+          body: () => {
+            this.handling = 1
+            return handle(this.shiftAndAdmit())
+          },
+          step: () => {
+            this.handling = 0
+          }
         })
+        return Effect.andThen(handleAll, this.forEach(handle))
       }
-      return Effect.sync(() => {
-        waiting = false
-        this.wake = undefined
-      })
+      return this.ended ? Effect.void : Effect.flatMap(this.change, () => this.forEach(handle))
     })
 
-  private batch(max: number): Batch<A> {
-    const items = this.items.slice(this.head, this.head + max)
-    const missed = this.missedBefore
-    this.head += items.length
-    this.missedBefore = 0
-    if (this.head === this.items.length) {
-      this.items = []
-      this.head = 0
-      // What was lost for want of room came after all of these, and before whatever comes next.
-      this.missedBefore = this.missedAfter
-      this.missedAfter = 0
-    }
-    this.admit()
-    return { items, missed }
+  /** Succeeds when an item comes, or nothing will come any more. */
+  private readonly change: Effect.Effect<void> = Effect.callback((resume) => {
+    // Not on the spot: the consumer would run inside of the offer, on the path of a unit.
+    const sleeper = (): void => queueMicrotask(() => resume(Effect.void))
+    this.sleepers.add(sleeper)
+    return Effect.sync(() => void this.sleepers.delete(sleeper))
+  })
+
+  private wake(): void {
+    for (const sleeper of this.sleepers) sleeper()
+    this.sleepers.clear()
   }
 
-  private admit(): void {
-    while (this.waiters.length > 0 && this.size < this.capacity) {
-      // In bounds by the condition.
-      const waiter = this.waiters.shift()!
+  private batch(max: number): Batch<A> {
+    const missed = this.missed
+    this.missed = 0
+    const items: Array<A> = []
+    while (items.length < max && this.count > 0 && this.missed === 0) items.push(this.shiftAndAdmit())
+    return { missed, items }
+  }
+
+  /** Takes the item at the head. There has to be one. */
+  private shift(): A {
+    // A slot between the head and the end of the queue holds an item.
+    const item = this.slots[this.head] as A
+    this.slots[this.head] = undefined
+    this.left++
+    this.count--
+    // An empty queue begins anew at the first slot, so that one that never holds much never takes much.
+    this.head = this.count === 0 || this.head + 1 === this.capacity ? 0 : this.head + 1
+    const [gap] = this.gaps
+    if (gap?.at === this.left) {
+      this.missed += gap.missed
+      this.gaps.shift()
+    }
+    return item
+  }
+
+  private shiftAndAdmit(): A {
+    const item = this.shift()
+    const [waiter] = this.waiters
+    if (waiter !== undefined) {
+      this.waiters.delete(waiter)
       this.push(waiter.item)
       waiter.done(true)
     }
+    return item
   }
 
   private push(item: A): void {
-    this.items.push(item)
-    this.signal()
-  }
-
-  private compact(): void {
-    this.items = this.items.slice(this.head)
-    this.head = 0
-  }
-
-  private signal(): void {
-    if (this.wake !== undefined) this.wake()
+    const end = this.head + this.count
+    this.slots[end >= this.capacity ? end - this.capacity : end] = item
+    this.count++
+    if (this.sleepers.size > 0) this.wake()
   }
 }

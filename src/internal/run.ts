@@ -11,7 +11,6 @@ import * as Cause from "effect/Cause"
 import * as Channel from "effect/Channel"
 import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
-import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Effectable from "effect/Effectable"
 import * as Exit from "effect/Exit"
@@ -19,11 +18,12 @@ import type * as Fiber from "effect/Fiber"
 import * as Pull from "effect/Pull"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
-import { EventPublisher, type Publisher, PublishError, publishing, TimedOut } from "../EventPublisher.ts"
+import { EventPublisher, handOver, type Publisher } from "../EventPublisher.ts"
 import * as Execution from "../Execution.ts"
 import type { ExecutionEvent } from "../ExecutionEvent.ts"
 import { asExecutionEvent, LiveCompleted, LiveExecution, LiveFailed, LiveStarted, type UnitInfo } from "./liveEvent.ts"
 import * as Metrics from "./metrics.ts"
+import { isSilent, publishing } from "./publishing.ts"
 
 /**
  * What running a unit takes. `prepare` checks the input and gives the value that the work gets and the event shows.
@@ -56,10 +56,6 @@ const Primitive = (() => {
   // A function with this prototype constructs Effects; TypeScript has no way to say so. `effect/Effectable` does the same.
   return Base as unknown as new<A, E, R>() => Effect.Effect<A, E, R>
 })()
-
-/** True where nothing is to be published: no publisher listens, or this is a publisher's own doing. */
-const isSilent = (publisher: Publisher, surroundings: Execution.Surroundings): boolean =>
-  publisher.isNoop || publisher.isPublishing || surroundings === publishing
 
 /**
  * Checks an input. The result is an Exit where the check was synchronous, as checks of plain Schemas are.
@@ -171,8 +167,11 @@ export class Run<In, Checked, Invalid, A, E, R> extends Primitive<A, E | Invalid
     const checked = prepare(this.runnable, this.input)
     if (publisher.isNoop) return proceed(checked, this.handler)
     const surroundings = fiber.getRef(Execution.Surroundings)
-    if (isSilent(publisher, surroundings)) return proceed(checked, this.handler)
-    if (publisher.policy !== "open") {
+    if (isSilent(publisher, surroundings)) {
+      // What goes on from here may outlast the call of a publish function that started it, and stays silent then, too.
+      return Effect.provideService(proceed(checked, this.handler), Execution.Surroundings, publishing)
+    }
+    if (publisher.waits) {
       return strict(this.runnable, publisher, surroundings, this.input, checked, this.handler)
     }
     const begun = new Begun(this, publisher, surroundings, checked)
@@ -243,7 +242,7 @@ const strict = <In, Checked, Invalid, A, E, R>(
         Effect.provideService(Execution.Surroundings, execution)
       )
       const end = (exit: Exit.Exit<unknown, unknown>): Effect.Effect<void> =>
-        acknowledge(publisher, finish(execution, runnable, publisher, exit, undefined))
+        handOver(publisher, finish(execution, runnable, publisher, exit, undefined))
       return restore(publisher.publish(asExecutionEvent(new LiveStarted(execution, value)))).pipe(
         Effect.exit,
         Effect.flatMap((handed) => {
@@ -259,11 +258,12 @@ const strict = <In, Checked, Invalid, A, E, R>(
           if (transaction === undefined) {
             return Effect.flatMap(Effect.exit(restore(inside)), (exit) => Effect.andThen(end(exit), exit))
           }
+          // Only the work can be interrupted: once the transaction commits, its completed event is the end.
           const stored = transaction.run(
-            inside,
+            restore(inside),
             (output) => asExecutionEvent(new LiveCompleted(execution, execution.elapsed(), undefined, output))
           )
-          return Effect.flatMap(Effect.exit(restore(stored)), (exit) => {
+          return Effect.flatMap(Effect.exit(stored), (exit) => {
             if (Exit.isFailure(exit)) return Effect.andThen(end(exit), exit)
             count(runnable, publisher, exit, execution.elapsed())
             return exit
@@ -275,22 +275,6 @@ const strict = <In, Checked, Invalid, A, E, R>(
 
 const withoutFailures = (cause: Cause.Cause<unknown>): Cause.Cause<never> =>
   Cause.fromReasons(cause.reasons.filter((reason) => !Cause.isFailReason(reason)))
-
-/** Publishes the end of an execution. The unit has run and its result stands: what goes wrong here is counted. */
-const acknowledge = (publisher: Publisher, event: ExecutionEvent): Effect.Effect<void> =>
-  publisher.publish(event).pipe(
-    Effect.timeoutOrElse({
-      duration: publisher.terminalTimeout,
-      orElse: () =>
-        Effect.fail(
-          new PublishError({
-            event_id: event.id,
-            reason: new TimedOut({ after_ms: Duration.toMillis(publisher.terminalTimeout) })
-          })
-        )
-    }),
-    Effect.catch((error) => Effect.sync(() => publisher.report(error)))
-  )
 
 /**
  * The executions of a stream: one each time that it is run, from its first pull until it is drained, fails, or its consumer stops.
@@ -328,7 +312,7 @@ export const runStream = <In, Checked, Invalid, A, E, R, S>(
           // Stopped by its consumer.
           : Exit.failCause(Cause.interrupt())
         const event = finish(execution, runnable, publisher, exit, chunks)
-        return publisher.waits ? acknowledge(publisher, event) : Effect.sync(() => publisher.offer(event))
+        return handOver(publisher, event)
       })
       const observe = (pull: Pull.Pull<readonly [A, ...Array<A>], E | Invalid, void, R>) =>
         Effect.onExitPrimitive(within(pull), (exit) => {

@@ -35,8 +35,9 @@ export class TestEvents extends Context.Service<TestEvents, {
   readonly ended: (unitName: string, index?: number) => Effect.Effect<ObservedExecution>
   /** Waits until every execution that has started has ended. */
   readonly settled: Effect.Effect<void>
-  /** Dies with an `AssertionError`-like defect where the events so far break a rule of the lifecycle; see `violations`. */
+  /** Dies with an `Error` that says what is wrong where all events since the beginning break a rule; see `violations`. */
   readonly assertLifecycle: Effect.Effect<void>
+  /** Lets the others begin anew: they forget the events so far. `assertLifecycle` does not. */
   readonly clear: Effect.Effect<void>
 }>()("effect-units/testing/TestEvents") {}
 
@@ -44,52 +45,57 @@ const hasEnded = (execution: ObservedExecution): boolean =>
   execution.terminal !== undefined && execution.children.every(hasEnded)
 
 const make = Effect.gen(function*() {
-  let all: Array<EventPublisher.Event> = []
-  let watchers: Array<() => boolean> = []
+  const all: Array<EventPublisher.Event> = []
+  let cleared = 0
+  const watchers = new Set<() => void>()
+  let looking = false
   const publisher = yield* EventPublisher.make({
     publish: (event) => {
       all.push(event)
+      if (watchers.size === 0 || looking) return
+      looking = true
       // What waits is asked again after the unit has gone on, so that a test sees what its caller sees.
-      if (watchers.length > 0) {
-        queueMicrotask(() => {
-          watchers = watchers.filter((watcher) => !watcher())
-        })
-      }
+      queueMicrotask(() => {
+        looking = false
+        for (const look of Array.from(watchers)) look()
+      })
     }
   })
-  const lifecycle = () => all.filter(isExecutionEvent)
+  const since = () => all.slice(cleared)
+  const lifecycle = () => since().filter(isExecutionEvent)
   const until = <A>(find: () => A | undefined): Effect.Effect<A> =>
-    Effect.callback<A>((resume) => {
-      const look = (): boolean => {
-        const found = find()
-        if (found !== undefined) resume(Effect.succeed(found))
-        return found !== undefined
-      }
-      if (look()) return
-      watchers.push(look)
-      return Effect.sync(() => {
-        watchers = watchers.filter((watcher) => watcher !== look)
+    Effect.suspend(() => {
+      const found = find()
+      if (found !== undefined) return Effect.succeed(found)
+      return Effect.callback<A>((resume) => {
+        const look = (): void => {
+          const found = find()
+          if (found === undefined) return
+          watchers.delete(look)
+          resume(Effect.succeed(found))
+        }
+        watchers.add(look)
+        return Effect.sync(() => void watchers.delete(look))
       })
     })
   const events = TestEvents.of({
     events: Effect.sync(lifecycle),
-    domainEvents: Effect.sync(() => all.filter(isDomainEvent)),
+    domainEvents: Effect.sync(() => since().filter(isDomainEvent)),
     executions: Effect.sync(() => executionsOf(lifecycle())),
     ended: (unitName, index = 0) =>
       until(() => {
         const execution = executionsOf(lifecycle()).filter((one) => one.unit_name === unitName)[index]
         return execution !== undefined && hasEnded(execution) ? execution : undefined
       }),
-    settled: until(() => executionsOf(lifecycle()).every((one) => one.terminal !== undefined) ? true : undefined).pipe(
-      Effect.asVoid
+    settled: Effect.asVoid(
+      until(() => executionsOf(lifecycle()).every((one) => one.terminal !== undefined) || undefined)
     ),
     assertLifecycle: Effect.suspend(() => {
-      // Domain events take numbers, too.
-      const broken = violations(lifecycle(), { allowRunning: true, ignoreSequence: all.some(isDomainEvent) })
+      const broken = violations(all, { allowRunning: true })
       return broken.length === 0 ? Effect.void : Effect.die(new Error(`The lifecycle is broken:\n${broken.join("\n")}`))
     }),
     clear: Effect.sync(() => {
-      all = []
+      cleared = all.length
     })
   })
   return Context.make(EventPublisher.EventPublisher, publisher).pipe(Context.add(TestEvents, events))
