@@ -161,9 +161,9 @@ type ToSchema<S extends Top | Fields> = S extends Top ? S : S extends Schema.Str
 
 type ErrorOf<Errors extends ReadonlyArray<Top>> = Schema.Union<Errors>
 
-const toSchema = (shape: Top | Fields): Top =>
-  // The fields of a struct need no services, so neither does the struct; Struct's own type computes that, too late for a cast-free line.
-  Schema.isSchema(shape) ? shape as Top : Schema.Struct(shape as Fields) as unknown as Top
+const toSchema = <const S extends Top | Fields>(shape: S): ToSchema<S> =>
+  // The two branches of the type, by the same test; a conditional type cannot be followed by the compiler.
+  (Schema.isSchema(shape) ? shape : Schema.Struct(shape)) as ToSchema<S>
 
 /**
  * Whether a value is a unit.
@@ -175,42 +175,38 @@ export const isUnit = (u: unknown): u is Any => Predicate.isFunction(u) && Predi
 
 interface Shapes {
   readonly description: string
-  readonly input: Top | Fields
-  readonly output: Top | Fields
   readonly errors: ReadonlyArray<Top>
   readonly examples?: ReadonlyArray<unknown> | undefined
 }
 
 /** All that commands, queries and streams have in common. */
-const define = (name: string, kind: Kind, shapes: Shapes) => {
-  const input = toSchema(shapes.input)
-  const output = toSchema(shapes.output)
-  const error = Schema.Union([...shapes.errors, InvalidInput]) as unknown as Top
+const define = <I extends Top, O extends Top>(name: string, kind: Kind, input: I, output: O, shapes: Shapes) => {
+  const error = Schema.Union([...shapes.errors, InvalidInput])
   // Compiled checks cost a tenth of interpreted ones. Where code generation is forbidden, this leaves the interpreter in place.
   SchemaJITCompiler.enable(SchemaAST.toType(input.ast))
   const construct = SchemaParser.makeEffect(input)
-  const check = (value: unknown): Effect.Effect<unknown, InvalidInput> => {
+  const check = (value: unknown): Effect.Effect<I["Type"], InvalidInput> => {
     const given = value === undefined ? {} : value
     const made = construct(given)
-    // Naming every issue costs more than checking, so it is left to inputs that have one.
-    // An exit that succeeded has no issue to raise.
-    if ("_tag" in made && made._tag === "Success") return made as Exit.Success<unknown>
+    // Naming every issue costs more than checking, so it is left to inputs that have one. An exit that succeeded has none to raise.
+    if ("_tag" in made && made._tag === "Success") return made as Exit.Success<I["Type"]>
     return Effect.mapErrorEager(construct(given, allIssues), (issue) => InvalidInput.fromIssue(name, issue))
   }
   const decodeWire = SchemaParser.decodeUnknownEffect(Schema.toCodecJson(input))
-  const decode = (value: unknown): Effect.Effect<unknown, InvalidInput> =>
+  const decode = (value: unknown): Effect.Effect<I["Type"], InvalidInput> =>
     Effect.mapErrorEager(
       decodeWire(value === undefined ? {} : value, allIssues.parseOptions),
       (issue) => InvalidInput.fromIssue(name, issue)
     )
   const named = { name, kind, input, output, error }
+  const checked = runnable(named, check)
   return {
-    checked: runnable(named, check),
+    checked,
     decoded: runnable(named, decode),
     check,
     properties: {
       [TypeId]: TypeId,
-      domain: runnable(named, check).domain,
+      domain: checked.domain,
       kind,
       description: shapes.description,
       input,
@@ -251,10 +247,10 @@ const make = (kind: Kind) =>
     ) => Effect.Effect<ToSchema<O>["Type"], Errors[number]["Type"] | InvalidInput, R>
   }
 ): Unit<ToSchema<I>, ToSchema<O>, ErrorOf<Errors>, R> => {
-  const { check, checked, decoded, properties } = define(name, kind, options)
-  // `check` gives what the input Schema decodes to, which is what the handler takes.
-  const handler = options.handler as (input: unknown) => Effect.Effect<unknown, unknown, R>
-  const encode = SchemaParser.encodeUnknownEffect(Schema.toCodecJson(properties.output))
+  const { handler } = options
+  const output = toSchema(options.output)
+  const { check, checked, decoded, properties } = define(name, kind, toSchema(options.input), output, options)
+  const encode = SchemaParser.encodeUnknownEffect(Schema.toCodecJson(output))
   // Every part has the type that the signature states, by the schemas that it was made from.
   return withName(name, (input: unknown) => new Run(checked, input, handler), {
     ...properties,
@@ -314,7 +310,9 @@ export const stream: {
       }
       readonly errors: Errors
       readonly examples?: ReadonlyArray<ToSchema<I>["~type.make.in"]> | undefined
-      readonly handler: (input: ToSchema<I>["Type"]) => Stream.Stream<C["Type"], Errors[number]["Type"] | InvalidInput, R>
+      readonly handler: (
+        input: ToSchema<I>["Type"]
+      ) => Stream.Stream<C["Type"], Errors[number]["Type"] | InvalidInput, R>
     }
   ): StreamUnit<ToSchema<I>, C, ToSchema<O>, ErrorOf<Errors>, R>
   <
@@ -332,7 +330,9 @@ export const stream: {
       readonly chunk: C
       readonly errors: Errors
       readonly examples?: ReadonlyArray<ToSchema<I>["~type.make.in"]> | undefined
-      readonly handler: (input: ToSchema<I>["Type"]) => Stream.Stream<C["Type"], Errors[number]["Type"] | InvalidInput, R>
+      readonly handler: (
+        input: ToSchema<I>["Type"]
+      ) => Stream.Stream<C["Type"], Errors[number]["Type"] | InvalidInput, R>
     }
   ): StreamUnit<ToSchema<I>, C, typeof ChunkCount, ErrorOf<Errors>, R>
 } = (
@@ -349,17 +349,22 @@ export const stream: {
     readonly handler: (input: never) => Stream.Stream<unknown, unknown, unknown>
   }
 ) => {
-  const { check, checked, decoded, properties } = define(name, options.kind ?? "command", {
-    ...options,
-    output: options.output ?? ChunkCount
-  })
-  // The overloads tie the types of handler, aggregate and schemas together; below, they are all unknown.
+  const { check, checked, decoded, properties } = define(
+    name,
+    options.kind ?? "command",
+    toSchema(options.input),
+    toSchema(options.output ?? ChunkCount),
+    options
+  )
+  // The overloads tie handler, aggregate and schemas together; the implementation sees each of them as unknown.
   const handler = options.handler as (input: unknown) => Stream.Stream<unknown, unknown, unknown>
+  // The same.
   const aggregate = (options.aggregate ?? chunkCount) as {
     readonly initial: () => unknown
     readonly step: (state: unknown, chunk: unknown) => unknown
   }
   const encode = SchemaParser.encodeUnknownEffect(Schema.toCodecJson(options.chunk))
+  // Every part has the type that the overloads state, by the schemas that it was made from.
   return withName(name, (input: unknown) => runStream(checked, input, handler, aggregate), {
     ...properties,
     chunk: options.chunk,

@@ -59,6 +59,7 @@ export const make = <Self = never>() =>
     code: { value: traits.code, configurable: true, writable: true },
     retryable: { value: traits.retryable, configurable: true, writable: true }
   })
+  // By the return type's own condition, see above.
   return base as never
 }
 
