@@ -136,7 +136,7 @@ describe("Ring", () => {
       }
       ring.end()
       const batches = yield* Effect.forEach(consumers, (consumer) => Fiber.join(consumer))
-      assert.deepStrictEqual(batches.flat().flatMap(({ items }) => items).sort(), [1, 2, 3, 4, 5, 6])
+      assert.sameMembers(batches.flat().flatMap(({ items }) => items), [1, 2, 3, 4, 5, 6])
     }))
 
   it.effect("takes nothing more in once it has ended, and lets out what is left", () =>
