@@ -400,7 +400,7 @@ class PublisherImpl implements Publisher {
     this.sendingIn = executionAsyncId()
     try {
       const result = this.send(event)
-      return Effect.isEffect(result) ? result : undefined
+      return result !== undefined && Effect.isEffect(result) ? result : undefined
     } finally {
       this.sendingIn = before
     }

@@ -61,8 +61,13 @@ export const runnable = <In, Checked, Invalid>(
 
 const succeed = <A>(value: A): Exit.Exit<A> => Exit.succeed(value)
 
-/** What an event shows of the arguments of a function: nothing, or the list. */
-const inputOf = (args: ReadonlyArray<unknown>): unknown => args.length === 0 ? undefined : args
+/** A function applied to any number of arguments, of which the event shows nothing where there are none, and else the list. */
+const applied = <Args extends ReadonlyArray<unknown>, A, E, R>(
+  unit: Runnable<unknown, unknown, never>,
+  handler: (...args: Args) => Effect.Effect<A, E, R>,
+  args: Args
+): Effect.Effect<A, E, R | EventPublisher> =>
+  new Run(unit, args.length === 0 ? undefined : args, () => handler(...args))
 
 /**
  * Gives a function that returns an Effect its lifecycle events. The function keeps its parameters.
@@ -93,7 +98,7 @@ export const instrument: {
     // One parameter is the common case, and needs no list. It is passed on as it came.
     const unary = handler as unknown as (input: unknown) => Effect.Effect<A, E, R>
     return (...args: Args): Effect.Effect<A, E, R | EventPublisher> =>
-      args.length === 1 ? new Run(unit, args[0], unary) : new Run(unit, inputOf(args), () => handler(...args))
+      args.length === 1 ? new Run(unit, args[0], unary) : applied(unit, handler, args)
   }
   // The overloads differ in their results, which one implementation can only give as a union.
   return (parameters.length === 1

@@ -48,20 +48,29 @@ export const uuidV7 = (millis: number): string => {
 }
 
 /**
+ * A time by the wall clock, in Unix milliseconds. An object, so that all that happens within one millisecond holds the same one.
+ *
+ * @internal
+ */
+export interface Tick {
+  readonly millis: number
+}
+
+/**
  * An id whose text is made when it is first read.
  *
  * @internal
  */
 export class LazyId {
   declare private text: string | undefined
-  declare private readonly millis: number
+  declare private readonly tick: Tick
 
-  constructor(millis: number, text: string | undefined) {
-    this.millis = millis
+  constructor(tick: Tick, text: string | undefined) {
+    this.tick = tick
     this.text = text
   }
 
   get value(): string {
-    return this.text ??= uuidV7(this.millis)
+    return this.text ??= uuidV7(this.tick.millis)
   }
 }

@@ -19,7 +19,7 @@ import type {
   Failure
 } from "../ExecutionEvent.ts"
 import * as Encode from "./encode.ts"
-import { LazyId } from "./ids.ts"
+import { LazyId, type Tick } from "./ids.ts"
 import * as Json from "./json.ts"
 
 /**
@@ -39,20 +39,20 @@ export interface UnitInfo {
 let rootsStarted = 0
 
 let wallClock: Clock.Clock | undefined
-let wallMillis = 0
-let wallNanos = 0n
+let wallTick: Tick = { millis: 0 }
+let nextTickNanos = 0n
 
 /**
- * Unix milliseconds at a monotonic time. Events tell time in milliseconds, so one reading serves every execution that starts within
+ * The wall time at a monotonic time. Events tell time in milliseconds, so one reading serves every execution that starts within
  * one: under load, most of them.
  */
-const wallTime = (clock: Clock.Clock, nanos: bigint): number => {
-  if (clock !== wallClock || nanos - wallNanos >= 1_000_000n) {
+const wallTime = (clock: Clock.Clock, nanos: bigint): Tick => {
+  if (clock !== wallClock || nanos >= nextTickNanos) {
     wallClock = clock
-    wallNanos = nanos
-    wallMillis = clock.currentTimeMillisUnsafe()
+    nextTickNanos = nanos + 1_000_000n
+    wallTick = { millis: clock.currentTimeMillisUnsafe() }
   }
-  return wallMillis
+  return wallTick
 }
 
 /**
@@ -67,7 +67,7 @@ export const rootCount = (): number => rootsStarted
 /** @internal */
 export class LiveExecution implements Execution, Surroundings {
   declare readonly unit: UnitInfo
-  declare readonly startMillis: number
+  declare readonly start: Tick
   declare readonly attributes: Attributes | undefined
   declare readonly generateId: ((startMillis: number) => string) | undefined
   declare readonly span: Tracer.AnySpan | undefined
@@ -92,16 +92,16 @@ export class LiveExecution implements Execution, Surroundings {
     secretInput: unknown
   ) {
     const startNanos = clock.monotonicTimeNanosUnsafe()
-    const startMillis = wallTime(clock, startNanos)
+    const start = wallTime(clock, startNanos)
     const parent = surroundings.execution
     const generateId = surroundings.generateId
     this.unit = unit
-    this.startMillis = startMillis
+    this.start = start
     this.attributes = surroundings.attributes
     this.generateId = generateId
     this.span = span
     this.limits = limits
-    this.id = new LazyId(startMillis, generateId === undefined ? undefined : generateId(startMillis))
+    this.id = new LazyId(start, generateId === undefined ? undefined : generateId(start.millis))
     this.secretInput = secretInput
     if (parent === undefined) {
       this.parentId = undefined
@@ -113,8 +113,8 @@ export class LiveExecution implements Execution, Surroundings {
       this.rootOrder = parent.rootOrder
     } else {
       // A parent from elsewhere: for those who watch this process, the tree begins here.
-      this.parentId = new LazyId(startMillis, parent.correlation_id)
-      this.rootId = new LazyId(startMillis, parent.root_id)
+      this.parentId = new LazyId(start, parent.correlation_id)
+      this.rootId = new LazyId(start, parent.root_id)
       this.rootOrder = ++rootsStarted
     }
     this.clock = clock
@@ -228,7 +228,6 @@ abstract class LiveExecutionEvent extends Live {
 
 /** @internal */
 export class LiveStarted extends LiveExecutionEvent {
-  readonly event_type = "execution_started"
   declare private readonly value: unknown
   declare private encoded: Schema.Json | undefined
 
@@ -241,8 +240,11 @@ export class LiveStarted extends LiveExecutionEvent {
   get id(): string {
     return `${this.execution.id.value}:started`
   }
+  get event_type(): "execution_started" {
+    return "execution_started"
+  }
   get timestamp(): string {
-    return timestamp(this.execution.startMillis)
+    return timestamp(this.execution.start.millis)
   }
   get input(): Schema.Json | undefined {
     if (this.value === undefined) return undefined
@@ -265,13 +267,12 @@ abstract class LiveTerminal extends LiveExecutionEvent {
   }
   // The start by the wall clock and the duration by the monotonic one: an event never lies before the start of its execution.
   get timestamp(): string {
-    return timestamp(this.execution.startMillis + this.duration_ms)
+    return timestamp(this.execution.start.millis + this.duration_ms)
   }
 }
 
 /** @internal */
 export class LiveCompleted extends LiveTerminal {
-  readonly event_type = "execution_completed"
   declare private readonly value: unknown
   declare private encoded: Schema.Json | undefined
 
@@ -284,6 +285,9 @@ export class LiveCompleted extends LiveTerminal {
   get id(): string {
     return `${this.execution.id.value}:completed`
   }
+  get event_type(): "execution_completed" {
+    return "execution_completed"
+  }
   get output(): Schema.Json | undefined {
     if (this.value === undefined) return undefined
     return this.encoded ??= encode(this.execution.unit.encodeOutput, this.value, this.execution.limits, this.execution)
@@ -292,7 +296,6 @@ export class LiveCompleted extends LiveTerminal {
 
 /** @internal */
 export class LiveFailed extends LiveTerminal {
-  readonly event_type = "execution_failed"
   declare private readonly cause: Cause.Cause<unknown>
   declare private described: { readonly error: string; readonly failure: Failure } | undefined
 
@@ -309,6 +312,9 @@ export class LiveFailed extends LiveTerminal {
 
   get id(): string {
     return `${this.execution.id.value}:failed`
+  }
+  get event_type(): "execution_failed" {
+    return "execution_failed"
   }
   get error(): string {
     return (this.described ??= describe(this.cause, this.execution)).error
@@ -349,7 +355,7 @@ export class LiveDomainEvent extends Live {
     this.execution = options.surroundings.execution
     this.surrounding = options.surroundings.attributes
     this.limits = options.limits
-    this.lazyId = new LazyId(options.millis, undefined)
+    this.lazyId = new LazyId({ millis: options.millis }, undefined)
     this.encoded = undefined
   }
 

@@ -50,10 +50,10 @@ describe("ids", () => {
   })
 
   it("are made once", () => {
-    const id = new LazyId(77, undefined)
+    const id = new LazyId({ millis: 77 }, undefined)
     assert.match(id.value, pattern)
     assert.strictEqual(millisOf(id.value), 77)
     assert.strictEqual(id.value, id.value)
-    assert.strictEqual(new LazyId(77, "given").value, "given")
+    assert.strictEqual(new LazyId({ millis: 77 }, "given").value, "given")
   })
 })
