@@ -14,7 +14,8 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Effectable from "effect/Effectable"
 import * as Exit from "effect/Exit"
-import type * as Fiber from "effect/Fiber"
+import * as Fiber from "effect/Fiber"
+import * as Option from "effect/Option"
 import * as Pull from "effect/Pull"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
@@ -57,15 +58,6 @@ const Primitive = (() => {
   return Base as unknown as new<A, E, R>() => Effect.Effect<A, E, R>
 })()
 
-// `Context.get` asks each time whether a reference that is not there has a default, and costs twice as much as these.
-const defaultSurroundings = Context.get(Context.empty(), Execution.Surroundings)
-const defaultClock = Context.get(Context.empty(), Clock.Clock)
-
-const surroundingsOf = (fiber: AnyFiber): Execution.Surroundings =>
-  Context.getOrUndefined(fiber.context, Execution.Surroundings) ?? defaultSurroundings
-
-const clockOf = (fiber: AnyFiber): Clock.Clock => Context.getOrUndefined(fiber.context, Clock.Clock) ?? defaultClock
-
 /**
  * Checks an input. The result is an Exit where the check was synchronous, as checks of plain Schemas are.
  */
@@ -103,7 +95,7 @@ const begin = (
 ): LiveExecution =>
   new LiveExecution(
     unit,
-    clockOf(fiber),
+    fiber.getRef(Clock.Clock),
     surroundings,
     fiber.cache.span,
     publisher.limits,
@@ -175,7 +167,7 @@ export class Run<In, Checked, Invalid, A, E, R> extends Primitive<A, E | Invalid
     const publisher = Context.getUnsafe(fiber.context, EventPublisher)
     const checked = prepare(this.runnable, this.input)
     if (publisher.isNoop) return proceed(checked, this.handler)
-    const surroundings = surroundingsOf(fiber)
+    const surroundings = fiber.getRef(Execution.Surroundings)
     if (isSilent(publisher, surroundings)) {
       // What goes on from here may outlast the call of a publish function that started it, and stays silent then, too.
       return Effect.provideService(proceed(checked, this.handler), Execution.Surroundings, publishing)
@@ -183,50 +175,52 @@ export class Run<In, Checked, Invalid, A, E, R> extends Primitive<A, E | Invalid
     if (publisher.waits) {
       return strict(this.runnable, publisher, surroundings, this.input, checked, this.handler)
     }
-    const begun = new Begun(this, fiber, publisher, surroundings, checked)
+    const begun = new Begun(this, publisher, surroundings, checked)
     return Effect.onExitPrimitive<A, E | Invalid, R>(begun, (exit) => begun.end(exit))
   }
 }
 
 class Begun<In, Checked, Invalid, A, E, R> extends Primitive<A, E | Invalid, R> implements Evaluated {
   declare private readonly run: Run<In, Checked, Invalid, A, E, R>
-  declare private readonly fiber: AnyFiber
-  declare private readonly outer: Context.Context<never>
   declare private readonly publisher: Publisher
   declare private readonly surroundings: Execution.Surroundings
   declare private readonly checked: Effect.Effect<Checked, Invalid>
   declare private execution: LiveExecution | undefined
+  declare private fiber: AnyFiber | undefined
+  declare private outer: Context.Context<never> | undefined
 
   constructor(
     run: Run<In, Checked, Invalid, A, E, R>,
-    fiber: AnyFiber,
     publisher: Publisher,
     surroundings: Execution.Surroundings,
     checked: Effect.Effect<Checked, Invalid>
   ) {
     super()
     this.run = run
-    this.fiber = fiber
-    this.outer = fiber.context
     this.publisher = publisher
     this.surroundings = surroundings
     this.checked = checked
     this.execution = undefined
+    this.fiber = undefined
+    this.outer = undefined
   }
 
   evaluate(fiber: AnyFiber): Effect.Effect<A, E | Invalid, R> {
-    const { checked, outer, publisher, run } = this
+    const { checked, publisher, run } = this
     const value = shown(checked, run.input)
     const execution = begin(fiber, run.runnable, publisher, this.surroundings, value)
+    const outer = fiber.context
     this.execution = execution
+    this.fiber = fiber
+    this.outer = outer
     publisher.offer(asExecutionEvent(new LiveStarted(execution, value)))
-    fiber.setContext(Context.addUnsafe(outer, Execution.Surroundings.key, execution))
+    fiber.setContext(Context.add(outer, Execution.Surroundings, execution))
     return proceed(checked, run.handler)
   }
 
   end(exit: Exit.Exit<A, E | Invalid>): undefined {
     // Interrupted before it was evaluated: nothing has begun, and nothing ends.
-    if (this.execution === undefined) return
+    if (this.execution === undefined || this.fiber === undefined || this.outer === undefined) return
     this.fiber.setContext(this.outer)
     this.publisher.offer(finish(this.execution, this.run.runnable, this.publisher, exit, undefined))
   }
@@ -250,34 +244,51 @@ const strict = <In, Checked, Invalid, A, E, R>(
       )
       const end = (exit: Exit.Exit<unknown, unknown>): Effect.Effect<void> =>
         handOver(publisher, finish(execution, runnable, publisher, exit, undefined))
-      return restore(publisher.publish(asExecutionEvent(new LiveStarted(execution, value)))).pipe(
-        Effect.exit,
-        Effect.flatMap((handed) => {
-          if (Exit.isFailure(handed)) {
-            const refusal = Cause.findErrorOption(handed.cause)
-            // The unit does not run, and as it never started, it has no end either.
-            if (refusal._tag === "Some") return Effect.die(refusal.value)
-            // The caller gave up while the event was under way. It may have arrived, so the execution gets its end.
-            const cause = withoutFailures(handed.cause)
-            return Effect.andThen(end(Exit.failCause(cause)), Effect.failCause(cause))
-          }
-          const transaction = publisher.transaction
-          if (transaction === undefined) {
-            return Effect.flatMap(Effect.exit(restore(inside)), (exit) => Effect.andThen(end(exit), exit))
-          }
-          // Only the work can be interrupted: once the transaction commits, its completed event is the end.
-          const stored = transaction.run(
-            restore(inside),
-            (output) => asExecutionEvent(new LiveCompleted(execution, execution.elapsed(), undefined, output))
-          )
-          return Effect.flatMap(Effect.exit(stored), (exit) => {
-            if (Exit.isFailure(exit)) return Effect.andThen(end(exit), exit)
-            count(runnable, publisher, exit, execution.elapsed())
-            return exit
-          })
+      const started = asExecutionEvent(new LiveStarted(execution, value))
+      return Effect.flatMap(introduce(publisher, started, restore, end), () => {
+        const transaction = publisher.transaction
+        if (transaction === undefined) {
+          return Effect.flatMap(Effect.exit(restore(inside)), (exit) => Effect.andThen(end(exit), exit))
+        }
+        // Only the work can be interrupted: once the transaction commits, its completed event is the end.
+        const stored = transaction.run(
+          restore(inside),
+          (output) => asExecutionEvent(new LiveCompleted(execution, execution.elapsed(), undefined, output))
+        )
+        return Effect.flatMap(Effect.exit(stored), (exit) => {
+          if (Exit.isFailure(exit)) return Effect.andThen(end(exit), exit)
+          count(runnable, publisher, exit, execution.elapsed())
+          return exit
         })
-      )
+      })
     })
+  )
+
+/**
+ * Hands over the start of an execution, where that takes time. A refusal is a defect: what may not start does not run, and has no
+ * end either. Who gives up meanwhile still waits for the answer, as long as an end may wait: a start that has arrived needs its
+ * end, and so does one of which nobody knows.
+ */
+const introduce = (
+  publisher: Publisher,
+  started: ExecutionEvent,
+  restore: <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>,
+  end: (exit: Exit.Exit<never>) => Effect.Effect<void>
+): Effect.Effect<void> =>
+  Effect.flatMap(
+    Effect.forkChild(publisher.publish(started), { startImmediately: true }),
+    (answer) =>
+      Effect.flatMap(Effect.exit(restore(Fiber.join(answer))), (handed) => {
+        if (Exit.isSuccess(handed)) return Effect.void
+        const refusal = Cause.findErrorOption(handed.cause)
+        if (Option.isSome(refusal)) return Effect.die(refusal.value)
+        const exit = Exit.failCause(withoutFailures(handed.cause))
+        return Effect.flatMap(Effect.timeoutOption(Fiber.await(answer), publisher.terminalTimeout), (late) => {
+          if (Option.isSome(late) && Exit.isFailure(late.value)) return exit
+          answer.interruptUnsafe()
+          return Effect.andThen(end(exit), exit)
+        })
+      })
   )
 
 const withoutFailures = (cause: Cause.Cause<unknown>): Cause.Cause<never> =>
@@ -298,7 +309,7 @@ export const runStream = <In, Checked, Invalid, A, E, R, S>(
     Effect.withFiber((fiber: AnyFiber) => {
       // The type of the stream asks for the service; a fiber shows its context without its type.
       const publisher = Context.getUnsafe(fiber.context, EventPublisher)
-      const surroundings = surroundingsOf(fiber)
+      const surroundings = fiber.getRef(Execution.Surroundings)
       const checked = prepare(runnable, input)
       const stream = Stream.unwrap(Effect.suspend(() => Effect.map(checked, handler)))
       if (isSilent(publisher, surroundings)) return Channel.toPullScoped(Stream.toChannel(stream), scope)
@@ -325,7 +336,12 @@ export const runStream = <In, Checked, Invalid, A, E, R, S>(
         Effect.onExitPrimitive(within(pull), (exit) => {
           if (Exit.isSuccess(exit)) {
             chunks += exit.value.length
-            for (const chunk of exit.value) state = aggregate.step(state, chunk)
+            try {
+              for (const chunk of exit.value) state = aggregate.step(state, chunk)
+            } catch (defect) {
+              failed = Cause.die(defect)
+              throw defect
+            }
           } else if (Pull.isDoneCause(exit.cause)) {
             drained = true
           } else {
@@ -335,11 +351,12 @@ export const runStream = <In, Checked, Invalid, A, E, R, S>(
         })
 
       const started = asExecutionEvent(new LiveStarted(execution, value))
-      const hand = publisher.waits
-        ? Effect.orDie(publisher.publish(started))
-        : Effect.sync(() => publisher.offer(started))
       return Effect.uninterruptibleMask((restore) =>
-        restore(hand).pipe(
+        Effect.suspend(() => {
+          if (publisher.waits) return introduce(publisher, started, restore, () => end)
+          publisher.offer(started)
+          return Effect.void
+        }).pipe(
           // Registered before the scope of the handler is forked, so it runs after the handler's own finalizers.
           Effect.andThen(Scope.addFinalizer(scope, end)),
           Effect.andThen(Effect.suspend(() => Channel.toPullScoped(Stream.toChannel(stream), Scope.forkUnsafe(scope)))),
