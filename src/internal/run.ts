@@ -58,6 +58,15 @@ const Primitive = (() => {
   return Base as unknown as new<A, E, R>() => Effect.Effect<A, E, R>
 })()
 
+// `Context.get` asks each time whether a reference that is not there has a default, and costs twice as much as these.
+const defaultSurroundings = Context.get(Context.empty(), Execution.Surroundings)
+const defaultClock = Context.get(Context.empty(), Clock.Clock)
+
+const surroundingsOf = (fiber: AnyFiber): Execution.Surroundings =>
+  Context.getOrUndefined(fiber.context, Execution.Surroundings) ?? defaultSurroundings
+
+const clockOf = (fiber: AnyFiber): Clock.Clock => Context.getOrUndefined(fiber.context, Clock.Clock) ?? defaultClock
+
 /**
  * Checks an input. The result is an Exit where the check was synchronous, as checks of plain Schemas are.
  */
@@ -95,7 +104,7 @@ const begin = (
 ): LiveExecution =>
   new LiveExecution(
     unit,
-    fiber.getRef(Clock.Clock),
+    clockOf(fiber),
     surroundings,
     fiber.cache.span,
     publisher.limits,
@@ -167,7 +176,7 @@ export class Run<In, Checked, Invalid, A, E, R> extends Primitive<A, E | Invalid
     const publisher = Context.getUnsafe(fiber.context, EventPublisher)
     const checked = prepare(this.runnable, this.input)
     if (publisher.isNoop) return proceed(checked, this.handler)
-    const surroundings = fiber.getRef(Execution.Surroundings)
+    const surroundings = surroundingsOf(fiber)
     if (isSilent(publisher, surroundings)) {
       // What goes on from here may outlast the call of a publish function that started it, and stays silent then, too.
       return Effect.provideService(proceed(checked, this.handler), Execution.Surroundings, publishing)
@@ -175,52 +184,50 @@ export class Run<In, Checked, Invalid, A, E, R> extends Primitive<A, E | Invalid
     if (publisher.waits) {
       return strict(this.runnable, publisher, surroundings, this.input, checked, this.handler)
     }
-    const begun = new Begun(this, publisher, surroundings, checked)
+    const begun = new Begun(this, fiber, publisher, surroundings, checked)
     return Effect.onExitPrimitive<A, E | Invalid, R>(begun, (exit) => begun.end(exit))
   }
 }
 
 class Begun<In, Checked, Invalid, A, E, R> extends Primitive<A, E | Invalid, R> implements Evaluated {
   declare private readonly run: Run<In, Checked, Invalid, A, E, R>
+  declare private readonly fiber: AnyFiber
+  declare private readonly outer: Context.Context<never>
   declare private readonly publisher: Publisher
   declare private readonly surroundings: Execution.Surroundings
   declare private readonly checked: Effect.Effect<Checked, Invalid>
   declare private execution: LiveExecution | undefined
-  declare private fiber: AnyFiber | undefined
-  declare private outer: Context.Context<never> | undefined
 
   constructor(
     run: Run<In, Checked, Invalid, A, E, R>,
+    fiber: AnyFiber,
     publisher: Publisher,
     surroundings: Execution.Surroundings,
     checked: Effect.Effect<Checked, Invalid>
   ) {
     super()
     this.run = run
+    this.fiber = fiber
+    this.outer = fiber.context
     this.publisher = publisher
     this.surroundings = surroundings
     this.checked = checked
     this.execution = undefined
-    this.fiber = undefined
-    this.outer = undefined
   }
 
   evaluate(fiber: AnyFiber): Effect.Effect<A, E | Invalid, R> {
-    const { checked, publisher, run } = this
+    const { checked, outer, publisher, run } = this
     const value = shown(checked, run.input)
     const execution = begin(fiber, run.runnable, publisher, this.surroundings, value)
-    const outer = fiber.context
     this.execution = execution
-    this.fiber = fiber
-    this.outer = outer
     publisher.offer(asExecutionEvent(new LiveStarted(execution, value)))
-    fiber.setContext(Context.add(outer, Execution.Surroundings, execution))
+    fiber.setContext(Context.addUnsafe(outer, Execution.Surroundings.key, execution))
     return proceed(checked, run.handler)
   }
 
   end(exit: Exit.Exit<A, E | Invalid>): undefined {
     // Interrupted before it was evaluated: nothing has begun, and nothing ends.
-    if (this.execution === undefined || this.fiber === undefined || this.outer === undefined) return
+    if (this.execution === undefined) return
     this.fiber.setContext(this.outer)
     this.publisher.offer(finish(this.execution, this.run.runnable, this.publisher, exit, undefined))
   }
@@ -309,7 +316,7 @@ export const runStream = <In, Checked, Invalid, A, E, R, S>(
     Effect.withFiber((fiber: AnyFiber) => {
       // The type of the stream asks for the service; a fiber shows its context without its type.
       const publisher = Context.getUnsafe(fiber.context, EventPublisher)
-      const surroundings = fiber.getRef(Execution.Surroundings)
+      const surroundings = surroundingsOf(fiber)
       const checked = prepare(runnable, input)
       const stream = Stream.unwrap(Effect.suspend(() => Effect.map(checked, handler)))
       if (isSilent(publisher, surroundings)) return Channel.toPullScoped(Stream.toChannel(stream), scope)
