@@ -266,6 +266,9 @@ describe("append and read", () => {
       assert.deepStrictEqual(yield* store.read({ filter: { domains: ["engine"] } }), expected)
       const tail = store.tail({ filter: { domains: ["engine"] } })
       assert.deepStrictEqual(yield* Stream.runCollect(Stream.take(tail, 1)), expected)
+      // More of them at once than a page holds.
+      const others = yield* store.tail({ filter: { domains: ["model"] } }).pipe(Stream.take(2500), Stream.runCollect)
+      assert.deepStrictEqual(others.map(({ offset }) => offset), Array.from({ length: 2500 }, (_, index) => index + 1))
     }))
 })
 
@@ -735,6 +738,9 @@ describe("abandoned executions", () => {
       const second = yield* open(filename)
       for (let round = 0; round < 10; round++) yield* TestClock.adjust("10 seconds")
       assert.strictEqual(yield* second.closeAbandoned, 0)
+      // Nor does a store take itself for gone, however long it stood still.
+      other.exec("UPDATE effect_units_owners SET lease_until = 1")
+      assert.strictEqual(yield* store.closeAbandoned, 0)
       assert.deepStrictEqual(yield* isRunning(second), ["a"])
     }))
 })
