@@ -5,6 +5,7 @@
  */
 import * as NodeHttpClient from "@effect/platform-node/NodeHttpClient"
 import * as NodeServices from "@effect/platform-node/NodeServices"
+import type * as Config from "effect/Config"
 import * as Effect from "effect/Effect"
 import * as FileSystem from "effect/FileSystem"
 import type * as HttpClient from "effect/http/HttpClient"
@@ -26,7 +27,10 @@ import type * as ModelStore from "./model/ModelStore.ts"
 export interface Options {
   /** The folder for the database and for pulled models; it is made where it is missing. */
   readonly directory: string
-  /** How to reach the model hubs. Default: their public addresses, and Ollama on this host. */
+  /**
+   * How to reach the model hubs. Default: as the environment says; see `Model.layerConfig`. Where that says nothing, at their public
+   * addresses, and Ollama on this host.
+   */
   readonly hubs?: ModelHub.Options | undefined
 }
 
@@ -36,14 +40,15 @@ export interface Options {
  * **Details**
  *
  * Records are in `units.db`, a SQLite file; the files of pulled models are in `models`. Building it fails with `SqliteError` where the
- * file cannot be used, `ModelStoreError` where its tables cannot be made, `PlatformError` where the folder cannot be made.
+ * file cannot be used, `ModelStoreError` where its tables cannot be made, `PlatformError` where the folder cannot be made, `ConfigError` where the environment cannot be
+ * read.
  *
  * @category layers
  * @since 0.1.0
  */
 export const layerEmbedded = (options: Options): Layer.Layer<
   Model.ModelStore | Model.ModelHub | SqlClient.SqlClient | HttpClient.HttpClient | NodeServices.NodeServices,
-  Sqlite.SqliteError | ModelStore.ModelStoreError | PlatformError.PlatformError
+  Sqlite.SqliteError | ModelStore.ModelStoreError | PlatformError.PlatformError | Config.ConfigError
 > =>
   Layer.unwrap(Effect.gen(function*() {
     const fs = yield* FileSystem.FileSystem
@@ -51,9 +56,11 @@ export const layerEmbedded = (options: Options): Layer.Layer<
     const directory = paths.resolve(options.directory)
     yield* fs.makeDirectory(directory, { recursive: true })
     const sqlite = Sqlite.layer({ filename: paths.join(directory, "units.db") })
-    return Model.layer({ directory: paths.join(directory, "models"), hubs: options.hubs }).pipe(
-      Layer.provideMerge(sqlite)
-    )
+    const models = { directory: paths.join(directory, "models") }
+    const model = options.hubs === undefined
+      ? Model.layerConfig(models)
+      : Model.layer({ ...models, hubs: options.hubs })
+    return Layer.provideMerge(model, sqlite)
   })).pipe(
     Layer.provideMerge(Layer.merge(NodeHttpClient.layerUndici, NodeServices.layer))
   )

@@ -5,8 +5,7 @@
  */
 import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
-import * as Deferred from "effect/Deferred"
-import * as Duration from "effect/Duration"
+import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Path from "effect/Path"
@@ -14,7 +13,8 @@ import * as Random from "effect/Random"
 import * as Schema from "effect/Schema"
 import * as Migrator from "effect/sql/Migrator"
 import * as SqlClient from "effect/sql/SqlClient"
-import type * as SqlError from "effect/sql/SqlError"
+import * as SqlError from "effect/sql/SqlError"
+import * as Operations from "../backends/Operations.ts"
 import { ModelAlreadyExists, ModelNotFound } from "./Errors.ts"
 import { HubSource } from "./HubError.ts"
 import { Model, ModelFormat, ModelId, ModelStatus, ModelType } from "./Model.ts"
@@ -75,20 +75,28 @@ export const StoredModel = Schema.Struct({
 export type StoredModel = typeof StoredModel.Type
 
 /**
+ * The statuses that a record has by itself. It shows `pulling` and `verifying` for as long as that work is under way.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type Settled = Exclude<ModelStatus, "pulling" | "verifying">
+
+/**
  * What a record starts from: its id and times are given by the store.
  *
  * @category models
  * @since 0.1.0
  */
-export type NewModel = Omit<StoredModel, "id" | "created_at" | "updated_at">
+export type NewModel = Omit<StoredModel, "id" | "status" | "created_at" | "updated_at"> & { readonly status: Settled }
 
 /**
- * What can be changed in a record.
+ * What can be changed in a record. What is `undefined` is taken away.
  *
  * @category models
  * @since 0.1.0
  */
-export type Change = Partial<Omit<StoredModel, "id" | "created_at" | "updated_at">>
+export type Change = Partial<NewModel>
 
 /**
  * Long work on a model, of which only one can be under way.
@@ -96,13 +104,7 @@ export type Change = Partial<Omit<StoredModel, "id" | "created_at" | "updated_at
  * @category models
  * @since 0.1.0
  */
-export const Operation = Schema.Literals(["pull", "verify", "delete"])
-
-/**
- * @category models
- * @since 0.1.0
- */
-export type Operation = typeof Operation.Type
+export type Operation = "pull" | "verify" | "delete"
 
 /**
  * The store could not be read or written. A retry can help where `retryable` says so.
@@ -121,38 +123,16 @@ export class ModelStoreError extends Schema.TaggedError<ModelStoreError>("effect
 }
 
 /**
- * Something else works on the model, in this process or another. A retry helps once that has ended.
- *
- * @category errors
- * @since 0.1.0
- */
-export class ModelBusy extends Schema.TaggedError<ModelBusy>("effect-units/model/ModelBusy")("ModelBusy", {
-  model_id: ModelId,
-  operation: Operation
-}) {}
-
-/**
- * The work on a model was ended by `cancel`.
- *
- * @category errors
- * @since 0.1.0
- */
-export class Cancelled extends Schema.TaggedError<Cancelled>("effect-units/model/Cancelled")("Cancelled", {
-  model_id: ModelId
-}) {}
-
-/**
- * Reads and writes records. Each method is atomic.
+ * Reads and writes records. Each method is atomic, also against other processes that share the database.
  *
  * **Details**
  *
  * - `insert` fails with `ModelAlreadyExists` where a name, whatever its case, or a path is taken.
  * - `register` gives the record of an origin, and makes it first where there is none; `created` says so.
  * - `list` goes by creation, then id. `total` is the count before paging.
- * - `during` runs work while no other works on the model, here or in another process that shares the database. A lease that is
- *   renewed all the while stands for it, so that work whose process is gone blocks nobody for longer than the lease.
- * - `cancel` ends the work that this process does on a model with `Cancelled`, waits until it has ended, and says whether there was
- *   any.
+ * - `during` runs work on a model, given as it is then, while no other works on it; see `Operations.during`. The status shows the
+ *   work. What was being pulled is left with the status `error`, unless the work changes it.
+ * - `cancel` ends a pull or a check with `Cancelled`, waits until it has ended, and says whether there was any.
  * - `directory` is where the files of a pulled model are.
  *
  * @category services
@@ -174,11 +154,11 @@ export class ModelStore extends Context.Service<ModelStore, {
   readonly change: (id: ModelId, change: Change) => Effect.Effect<StoredModel, ModelNotFound | ModelStoreError>
   readonly remove: (id: ModelId) => Effect.Effect<void, ModelStoreError>
   readonly during: <A, E, R>(
-    id: ModelId,
+    id: string,
     operation: Operation,
-    work: Effect.Effect<A, E, R>
-  ) => Effect.Effect<A, E | ModelBusy | ModelNotFound | Cancelled | ModelStoreError, R>
-  readonly cancel: (id: ModelId) => Effect.Effect<boolean>
+    work: (model: StoredModel) => Effect.Effect<A, E, R>
+  ) => Effect.Effect<A, E | Operations.Busy | Operations.Cancelled | ModelNotFound | ModelStoreError, R>
+  readonly cancel: (id: string) => Effect.Effect<boolean, ModelStoreError>
   readonly directory: (id: ModelId) => string
 }>()("effect-units/model/ModelStore") {}
 
@@ -212,9 +192,7 @@ const migrate = Migrator.make({})({
         created_at BIGINT NOT NULL,
         updated_at BIGINT NOT NULL,
         details TEXT NOT NULL,
-        operation TEXT,
-        operation_token TEXT,
-        operation_until BIGINT
+        ${sql.literal(Operations.columns)}
       )`
       yield* sql`CREATE UNIQUE INDEX effect_units_models_name ON effect_units_models (name_key)`
       yield* sql`CREATE UNIQUE INDEX effect_units_models_path ON effect_units_models (path) WHERE path IS NOT NULL`
@@ -240,6 +218,7 @@ const Details = Schema.fromJsonString(
 )
 
 const Row = Schema.Struct({
+  ...Operations.Claim.fields,
   id: ModelId,
   name: Schema.NonEmptyString,
   path: Schema.NullOr(Schema.NonEmptyString),
@@ -249,61 +228,65 @@ const Row = Schema.Struct({
   // PostgreSQL gives 64-bit integers as bigint.
   created_at: Schema.Union([Schema.Finite, Schema.BigInt]),
   updated_at: Schema.Union([Schema.Finite, Schema.BigInt]),
-  details: Details,
-  operation_until: Schema.NullOr(Schema.Union([Schema.Finite, Schema.BigInt]))
+  details: Details
 })
 
 const decodeRow = Schema.decodeUnknownEffect(Row)
 const encodeDetails = Schema.encodeEffect(Details)
 
-/** Work whose lease ran out has ended without a word: with its process. */
-const toModel = (row: typeof Row.Type, now: number): StoredModel => ({
-  id: row.id,
-  name: row.name,
-  type: row.type,
-  format: row.format,
-  status: (row.status === "pulling" || row.status === "verifying") && Number(row.operation_until ?? 0) < now
-    ? "error"
-    : row.status,
-  ...row.details,
-  ...(row.path === null ? {} : { path: row.path }),
-  created_at: Number(row.created_at),
-  updated_at: Number(row.updated_at)
+const shownDuring: { readonly [operation: string]: ModelStatus } = { pull: "pulling", verify: "verifying" }
+
+/** A row as readers see it now. */
+const toModel = Effect.fnUntraced(function*(unknownRow: unknown) {
+  const row = yield* decodeRow(unknownRow)
+  const operation = Operations.underWay(row, yield* Clock.currentTimeMillis)
+  const model: StoredModel = {
+    id: row.id,
+    name: row.name,
+    type: row.type,
+    format: row.format,
+    status: (operation === undefined ? undefined : shownDuring[operation]) ?? row.status,
+    ...row.details,
+    ...(row.path === null ? {} : { path: row.path }),
+    created_at: Number(row.created_at),
+    updated_at: Number(row.updated_at)
+  }
+  return model
 })
 
-// The separator cannot be in any of the parts: hubs do not allow it in names.
-const originKey = (origin: Origin): string => `${origin.source}\n${origin.repo}\n${origin.tag}`
+const unixSeconds = Effect.map(Clock.currentTimeMillis, (millis) => Math.floor(millis / 1000))
+
+// On Ollama a mirror is another registry, whose models have other names.
+const originKey = ({ mirror, repo, source, tag }: Origin): string =>
+  JSON.stringify([source, repo, tag, ...(source === "ollama" && mirror !== undefined ? [mirror] : [])])
 
 const nameKey = (name: string): string => name.toLowerCase()
 
-const hex = (digits: number) =>
-  Effect.map(
-    Random.nextIntBetween(0, 16 ** digits, { halfOpen: true }),
-    (n) => n.toString(16).padStart(digits, "0")
-  )
+const newId = Effect.map(
+  Random.nextIntBetween(0, 2 ** 32, { halfOpen: true }),
+  (n) => ModelId.make(`model-${n.toString(16).padStart(8, "0")}`)
+)
 
-const newId = Effect.map(hex(8), (digits) => ModelId.make(`model-${digits}`))
-
+/** How often a record is tried to be added: its id may be taken, or another process may take its name at the same time. */
 const attempts = 8
+
+const failing = (operation: string) => (cause: SqlError.SqlError | Schema.SchemaError): ModelStoreError =>
+  new ModelStoreError({ operation, cause, retryable: cause._tag === "SqlError" && cause.isRetryable })
 
 const make = Effect.fnUntraced(function*(options: Options) {
   const sql = yield* SqlClient.SqlClient
   const paths = yield* Path.Path
-  const lease = Duration.toMillis(options.lease ?? "30 seconds")
   yield* migrate
-  const working = new Map<
-    ModelId,
-    { readonly cancel: Deferred.Deferred<void>; readonly ended: Deferred.Deferred<void> }
-  >()
-
-  const failing = (operation: string) => (cause: SqlError.SqlError | Schema.SchemaError): ModelStoreError =>
-    new ModelStoreError({ operation, cause, retryable: cause._tag === "SqlError" && cause.isRetryable })
+  const operations = yield* Operations.make<Operation, ModelNotFound, ModelStoreError>({
+    table: "effect_units_models",
+    lease: options.lease,
+    missing: (id) => new ModelNotFound({ model_id: id }),
+    failed: failing
+  })
 
   const find = Effect.fnUntraced(function*(id: string) {
     const [row] = yield* sql`SELECT * FROM effect_units_models WHERE id = ${id}`
-    return row === undefined
-      ? yield* new ModelNotFound({ model_id: id })
-      : toModel(yield* decodeRow(row), yield* Clock.currentTimeMillis)
+    return row === undefined ? yield* new ModelNotFound({ model_id: id }) : yield* toModel(row)
   })
 
   const columns = Effect.fnUntraced(function*(model: StoredModel) {
@@ -323,146 +306,87 @@ const make = Effect.fnUntraced(function*(options: Options) {
     }
   })
 
-  /** What stands in the way of a record, by the order of what a caller would rather know. */
-  const conflict = Effect.fnUntraced(function*(model: { readonly name: string; readonly path?: string | undefined }) {
-    if (model.path !== undefined) {
-      const [row] = yield* sql<{ id: string }>`SELECT id FROM effect_units_models WHERE path = ${model.path}`
-      if (row !== undefined) return new ModelAlreadyExists({ model_id: row.id, conflict: "path", value: model.path })
+  const named = (name: string) =>
+    sql<{ id: string }>`SELECT id FROM effect_units_models WHERE name_key = ${nameKey(name)}`
+
+  /** What stands in the way of a record: of a path and a name that are taken, a caller would rather know of the path. */
+  const conflict = Effect.fnUntraced(function*({ name, path }: NewModel) {
+    const [samePath] = path === undefined
+      ? []
+      : yield* sql<{ id: string }>`SELECT id FROM effect_units_models WHERE path = ${path}`
+    if (samePath !== undefined && path !== undefined) {
+      return new ModelAlreadyExists({ model_id: samePath.id, conflict: "path", value: path })
     }
-    const [row] = yield* sql<{ id: string }>`
-      SELECT id FROM effect_units_models WHERE name_key = ${nameKey(model.name)}`
-    return row === undefined
-      ? undefined
-      : new ModelAlreadyExists({ model_id: row.id, conflict: "name", value: model.name })
+    const [sameName] = yield* named(name)
+    return sameName && new ModelAlreadyExists({ model_id: sameName.id, conflict: "name", value: name })
   })
 
-  const create = Effect.fnUntraced(function*(model: NewModel) {
-    const now = Math.floor((yield* Clock.currentTimeMillis) / 1000)
-    const made: StoredModel = { ...model, id: yield* newId, created_at: now, updated_at: now }
+  const create = Effect.fnUntraced(function*(model: NewModel, id: ModelId) {
+    const now = yield* unixSeconds
+    const made: StoredModel = { ...model, id, created_at: now, updated_at: now }
     yield* sql`INSERT INTO effect_units_models ${sql.insert(yield* columns(made))}`
     return made
   })
 
-  const insertOnce = Effect.fnUntraced(function*(model: NewModel) {
-    const taken = yield* conflict(model)
-    return taken === undefined ? yield* create(model) : yield* taken
-  })
-
-  // A collision of ids, or of names with another process that looked at the same time: the next look settles it.
   const settle = <A, E, R>(effect: Effect.Effect<A, E | SqlError.SqlError, R>) =>
     Effect.retry(sql.withTransaction(effect), {
       times: attempts,
-      while: (error) =>
-        typeof error === "object" && error !== null && "_tag" in error && error._tag === "SqlError" &&
-        "reason" in error && (error as SqlError.SqlError).reason._tag === "UniqueViolation"
+      while: (error) => SqlError.isSqlError(error) && error.reason._tag === "UniqueViolation"
     })
-
-  const write = Effect.fnUntraced(function*(model: StoredModel, change: Change) {
-    const now = Math.floor((yield* Clock.currentTimeMillis) / 1000)
-    const changed: StoredModel = { ...model, ...change, updated_at: now }
-    const { id, ...values } = yield* columns(changed)
-    yield* sql`UPDATE effect_units_models SET ${sql.update(values)} WHERE id = ${id}`
-    return changed
-  })
-
-  const claim = Effect.fnUntraced(function*(id: ModelId, operation: Operation) {
-    const token = yield* hex(12)
-    const now = yield* Clock.currentTimeMillis
-    const claimed = yield* sql`
-      UPDATE effect_units_models
-      SET operation = ${operation}, operation_token = ${token}, operation_until = ${now + lease}
-      WHERE id = ${id} AND (operation IS NULL OR operation_until < ${now})
-      RETURNING id`
-    if (claimed.length > 0) return token
-    const [row] = yield* sql<{ operation: Operation | null }>`
-      SELECT operation FROM effect_units_models WHERE id = ${id}`
-    if (row === undefined) return yield* new ModelNotFound({ model_id: id })
-    return yield* new ModelBusy({ model_id: id, operation: row.operation ?? operation })
-  })
-
-  const renew = (token: string) =>
-    Effect.gen(function*() {
-      yield* Effect.sleep(lease / 3)
-      const now = yield* Clock.currentTimeMillis
-      yield* sql`UPDATE effect_units_models SET operation_until = ${now + lease} WHERE operation_token = ${token}`
-    }).pipe(Effect.ignore, Effect.forever)
-
-  const release = (id: ModelId, token: string) =>
-    sql`UPDATE effect_units_models SET operation = NULL, operation_token = NULL, operation_until = NULL
-      WHERE id = ${id} AND operation_token = ${token}`.pipe(
-      // The lease runs out by itself.
-      Effect.catch((error) => Effect.logWarning(`The lease of ${id} was not released`, error))
-    )
-
-  const during = <A, E, R>(id: ModelId, operation: Operation, work: Effect.Effect<A, E, R>) =>
-    Effect.acquireUseRelease(
-      Effect.gen(function*() {
-        const token = yield* claim(id, operation).pipe(
-          Effect.catchTag("SqlError", (error) => failing(operation)(error))
-        )
-        const state = { cancel: yield* Deferred.make<void>(), ended: yield* Deferred.make<void>() }
-        working.set(id, state)
-        return { token, state }
-      }),
-      ({ state, token }) => {
-        const cancelled = Effect.andThen(Deferred.await(state.cancel), Effect.fail(new Cancelled({ model_id: id })))
-        return Effect.raceFirst(work, Effect.raceFirst(cancelled, renew(token)))
-      },
-      ({ state, token }) =>
-        Effect.andThen(
-          release(id, token),
-          Effect.suspend(() => {
-            working.delete(id)
-            return Deferred.succeed(state.ended, undefined)
-          })
-        )
-    )
 
   return ModelStore.of({
     insert: (model) =>
-      settle(insertOnce(model)).pipe(
-        Effect.catchTag(["SqlError", "SchemaError"], (error) => failing("add a model")(error))
-      ),
+      settle(Effect.gen(function*() {
+        const taken = yield* conflict(model)
+        return taken === undefined ? yield* create(model, yield* newId) : yield* taken
+      })).pipe(Effect.catchTag(["SqlError", "SchemaError"], (error) => failing("add a model")(error))),
     register: (model) =>
       settle(Effect.gen(function*() {
         const [row] = yield* sql`
           SELECT * FROM effect_units_models WHERE origin_key = ${originKey(model.origin)}`
-        if (row !== undefined) {
-          return { model: toModel(yield* decodeRow(row), yield* Clock.currentTimeMillis), created: false }
+        if (row !== undefined) return { model: yield* toModel(row), created: false }
+        // Inference finds models by name, so where another model has that of the repository, this one says where it is from.
+        const id = yield* newId
+        const names = [model.name, `${model.name}@${model.origin.source}`]
+        for (const name of names) {
+          if ((yield* named(name)).length === 0) return { model: yield* create({ ...model, name }, id), created: true }
         }
-        // Another model can have the name of a repository: inference finds models by name, so this one says where it is from.
-        const taken = (yield* conflict({ name: model.name })) !== undefined
-        const name = taken ? `${model.name}@${model.origin.source}` : model.name
-        return { model: yield* create({ ...model, name }), created: true }
+        return { model: yield* create({ ...model, name: `${model.name}@${id}` }, id), created: true }
       })).pipe(Effect.catchTag(["SqlError", "SchemaError"], (error) => failing("register a pull")(error))),
     get: (id) => find(id).pipe(Effect.catchTag(["SqlError", "SchemaError"], (error) => failing("read a model")(error))),
     list: ({ format, limit, offset, status, type }) =>
       Effect.gen(function*() {
         const now = yield* Clock.currentTimeMillis
         // The status that readers see; see `toModel`.
-        const seen = sql`CASE WHEN status IN ('pulling', 'verifying') AND COALESCE(operation_until, 0) < ${now}
-          THEN 'error' ELSE status END`
-        const where = sql.and([
-          sql`1 = 1`,
+        const shown = sql`CASE
+          WHEN operation_until >= ${now} AND operation = 'pull' THEN 'pulling'
+          WHEN operation_until >= ${now} AND operation = 'verify' THEN 'verifying'
+          ELSE status END`
+        const matches = sql.and([
           ...(type === undefined ? [] : [sql`type = ${type}`]),
           ...(format === undefined ? [] : [sql`format = ${format}`]),
-          ...(status === undefined ? [] : [sql`${seen} = ${status}`])
+          ...(status === undefined ? [] : [sql`${shown} = ${status}`])
         ])
-        const rows = yield* sql`SELECT * FROM effect_units_models WHERE ${where}
-          ORDER BY created_at, id LIMIT ${limit} OFFSET ${offset}`
-        const [counted] = yield* sql<{ total: number | bigint }>`
-          SELECT COUNT(*) AS total FROM effect_units_models WHERE ${where}`
-        const items = yield* Effect.forEach(
-          rows,
-          (row) => Effect.map(decodeRow(row), (decoded) => toModel(decoded, now))
-        )
-        return { items, total: Number(counted?.total ?? 0) }
+        // One statement, so that page and total are of the same moment. It has a row where the page is empty, too.
+        const rows = yield* sql<{ readonly id: unknown; readonly total: number | bigint }>`
+          WITH matching AS (SELECT * FROM effect_units_models WHERE ${matches})
+          SELECT page.*, counted.total FROM (SELECT COUNT(*) AS total FROM matching) AS counted
+          LEFT JOIN (SELECT * FROM matching ORDER BY created_at, id LIMIT ${limit} OFFSET ${offset}) AS page ON 1 = 1
+          ORDER BY page.created_at, page.id`
+        const items = yield* Effect.forEach(rows.filter((row) => row.id !== null), toModel)
+        return { items, total: Number(rows[0]?.total) }
+      }).pipe(Effect.catchTag(["SqlError", "SchemaError"], (error) => failing("list models")(error))),
+    change: (id, change) =>
+      Effect.gen(function*() {
+        const model = yield* find(id)
+        const changed: StoredModel = { ...model, ...change, updated_at: yield* unixSeconds }
+        const { id: _, status, ...values } = yield* columns(changed)
+        // The status that was found may be that of work, which no record has by itself.
+        const set = change.status === undefined ? values : { ...values, status }
+        yield* sql`UPDATE effect_units_models SET ${sql.update(set)} WHERE id = ${id}`
+        return changed
       }).pipe(
         sql.withTransaction,
-        Effect.catchTag(["SqlError", "SchemaError"], (error) => failing("list models")(error))
-      ),
-    change: (id, change) =>
-      sql.withTransaction(Effect.flatMap(find(id), (model) => write(model, change))).pipe(
         Effect.catchTag(["SqlError", "SchemaError"], (error) => failing("change a model")(error))
       ),
     remove: (id) =>
@@ -470,14 +394,15 @@ const make = Effect.fnUntraced(function*(options: Options) {
         Effect.asVoid,
         Effect.mapError(failing("remove a model"))
       ),
-    during,
-    cancel: (id) =>
-      Effect.suspend(() => {
-        const state = working.get(id)
-        return state === undefined
-          ? Effect.succeed(false)
-          : Deferred.succeed(state.cancel, undefined).pipe(Effect.andThen(Deferred.await(state.ended)), Effect.as(true))
-      }),
+    during: (id, operation, work) =>
+      Effect.flatMap(unixSeconds, (now) =>
+        operations.during({
+          id,
+          operation,
+          set: operation === "pull" ? { status: "error", updated_at: now } : {},
+          work: (row) => Effect.flatMap(Effect.mapError(toModel(row), failing(operation)), work)
+        })),
+    cancel: (id) => operations.cancel(id, ["pull", "verify"]),
     directory: (id) => paths.join(options.directory, id)
   })
 })

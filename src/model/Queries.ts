@@ -10,7 +10,7 @@ import { InternalError, RateLimited, Timeout } from "../UnitError.ts"
 import { ModelNotFound } from "./Errors.ts"
 import * as Estimate from "./Estimate.ts"
 import { type HubError, HubSource } from "./HubError.ts"
-import { internal } from "./internal/failures.ts"
+import { internal, rateLimited } from "./internal/failures.ts"
 import * as LocalFiles from "./LocalFiles.ts"
 import { Model, ModelFormat, ModelId, ModelStatus, ModelType, Requirements, SearchResult } from "./Model.ts"
 import { ModelHub } from "./ModelHub.ts"
@@ -76,21 +76,12 @@ export const list = Unit.query("model.list", {
   })
 })
 
-const searchFailed = (error: HubError): RateLimited | Timeout | InternalError => {
-  switch (error.reason._tag) {
-    case "RateLimited": {
-      const seconds = error.reason.retry_after_seconds
-      return new RateLimited({
-        detail: error.message,
-        ...(seconds === undefined ? {} : { retry_after_seconds: seconds })
-      })
-    }
-    case "Timeout":
-      return new Timeout({ detail: error.message })
-    default:
-      return new InternalError({ detail: error.message, cause: error })
-  }
-}
+const searchFailed = (error: HubError): RateLimited | Timeout | InternalError =>
+  rateLimited(error) ?? (
+    error.reason._tag === "Timeout"
+      ? new Timeout({ detail: error.message })
+      : new InternalError({ detail: error.message, cause: error })
+  )
 
 /**
  * `model.search`: models on the hubs, the most downloaded first. Without `source` all hubs are asked, and those that answer count.
@@ -131,8 +122,8 @@ function omitTags<F extends { readonly tags: unknown }>({ tags: _tags, ...fields
 
 /**
  * `model.estimate_resources`: the memory that a model needs, in bytes. Recorded requirements win; otherwise see
- * `Estimate.estimate` for the formula. Where neither the register nor the files nor the hub tell its size, it fails with
- * `InternalError`: no number is made up.
+ * `Estimate.estimate` for the formula. What it is computed from comes from the register, else from the files, else from the hub;
+ * where none of them tells, it fails with `InternalError`: no number is made up.
  *
  * @category queries
  * @since 0.1.0
@@ -150,26 +141,31 @@ export const estimateResources = Unit.query("model.estimate_resources", {
       const { gpu_type, memory_min, memory_recommended } = model.requirements
       return { memory_min, memory_recommended, gpu_type }
     }
-    const estimate = Estimate.estimate(model.shape ?? {}) ?? Estimate.estimate(yield* look(model))
-    return estimate ?? (yield* unknownSize(model, "what there is of it does not tell its size"))
+    return Estimate.estimate(model.shape ?? {}) ??
+      (yield* byFiles(model)) ??
+      (yield* byHub(model)) ??
+      (yield* new InternalError({
+        detail:
+          `The memory of ${model.id} cannot be estimated, for nothing tells its size. Pull it, or import its files`
+      }))
   })
 })
 
-const unknownSize = (model: StoredModel, why: string): InternalError =>
-  new InternalError({ detail: `The memory of ${model.id} cannot be estimated: ${why}. Pull or import it first` })
+const byFiles = Effect.fnUntraced(function*({ id, origin, path }: StoredModel) {
+  if (path === undefined) return undefined
+  const found = yield* Effect.result(LocalFiles.inspect(path))
+  if (found._tag === "Success") return Estimate.estimate(found.success.shape)
+  // The hub may know.
+  if (origin !== undefined) return undefined
+  return yield* new InternalError({ detail: `The memory of ${id} cannot be estimated. ${found.failure.message}` })
+})
 
-/** The dimensions of a model that has none recorded: by its files, or by its hub. */
-const look = Effect.fnUntraced(function*(model: StoredModel) {
-  if (model.path !== undefined) {
-    return yield* Effect.matchEffect(LocalFiles.inspect(model.path), {
-      onSuccess: ({ shape }) => Effect.succeed(shape),
-      onFailure: (error) => Effect.fail(unknownSize(model, error.message))
-    })
-  }
-  if (model.origin === undefined) return yield* unknownSize(model, "it has neither files nor a hub")
-  const hub = yield* ModelHub
-  return yield* Effect.matchEffect(hub.describe(model.origin), {
-    onSuccess: ({ shape }) => Effect.succeed(shape),
-    onFailure: (error) => Effect.fail(unknownSize(model, error.message))
-  })
+const byHub = Effect.fnUntraced(function*({ id, origin }: StoredModel) {
+  if (origin === undefined) return undefined
+  const { describe } = yield* ModelHub
+  const { shape } = yield* Effect.mapError(
+    describe(origin),
+    (error) => new InternalError({ detail: `The memory of ${id} cannot be estimated. ${error.message}`, cause: error })
+  )
+  return Estimate.estimate(shape)
 })

@@ -14,6 +14,7 @@
  *
  * @since 0.1.0
  */
+import type * as Config from "effect/Config"
 import type * as FileSystem from "effect/FileSystem"
 import type * as HttpClient from "effect/http/HttpClient"
 import * as Layer from "effect/Layer"
@@ -25,9 +26,10 @@ import * as ModelStore from "./ModelStore.ts"
 export { create, delete_ as delete, import_ as import, pull, verify } from "./Commands.ts"
 export * from "./Errors.ts"
 export * from "./Events.ts"
+export { HubError } from "./HubError.ts"
 export * from "./Model.ts"
 export { ModelHub } from "./ModelHub.ts"
-export { ModelStore, ModelUsage } from "./ModelStore.ts"
+export { type Change, ModelStore, ModelStoreError, ModelUsage, type NewModel, StoredModel } from "./ModelStore.ts"
 export { estimateResources, get, list, search } from "./Queries.ts"
 
 /**
@@ -51,3 +53,20 @@ export const layer = (options: Options): Layer.Layer<
   ModelStore.ModelStoreError,
   SqlClient.SqlClient | HttpClient.HttpClient | FileSystem.FileSystem | Path.Path
 > => Layer.merge(ModelStore.layer(options), ModelHub.layer(options.hubs))
+
+/**
+ * The same, with the addresses and tokens of the hubs from `Config`: `HF_ENDPOINT`, `HF_TOKEN`, `MODELSCOPE_DOMAIN`,
+ * `MODELSCOPE_API_TOKEN`, `OLLAMA_HOST`, each of which may be missing.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layerConfig = (
+  options: ModelStore.Options & {
+    readonly hubs?: Omit<ModelHub.Options, "huggingface" | "modelscope" | "ollama"> | undefined
+  }
+): Layer.Layer<
+  ModelStore.ModelStore | ModelHub.ModelHub,
+  ModelStore.ModelStoreError | Config.ConfigError,
+  SqlClient.SqlClient | HttpClient.HttpClient | FileSystem.FileSystem | Path.Path
+> => Layer.merge(ModelStore.layer(options), ModelHub.layerConfig(options.hubs))

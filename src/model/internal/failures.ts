@@ -4,7 +4,8 @@
  * @since 0.1.0
  */
 import * as Effect from "effect/Effect"
-import { InternalError } from "../../UnitError.ts"
+import { InternalError, RateLimited } from "../../UnitError.ts"
+import type { HubError } from "../HubError.ts"
 import { ModelStoreError } from "../ModelStore.ts"
 
 /**
@@ -20,3 +21,14 @@ export const internal = <A, E, R>(
       ? new InternalError({ detail: error.message, cause: error })
       // What is left of the failures, as the branch above took the others.
       : error as Exclude<E, ModelStoreError>)
+
+/**
+ * The failure of a unit whose hub limits the rate of requests; `undefined` for any other failure of a hub.
+ *
+ * @internal
+ */
+export const rateLimited = ({ message, reason }: HubError): RateLimited | undefined => {
+  if (reason._tag !== "RateLimited") return undefined
+  const seconds = reason.retry_after_seconds
+  return new RateLimited({ detail: message, ...(seconds === undefined ? {} : { retry_after_seconds: seconds }) })
+}
