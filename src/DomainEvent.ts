@@ -114,14 +114,13 @@ export const define = <const Fields extends Schema.Struct.Fields>(
         const publisher = Context.getUnsafe(fiber.context, EventPublisher.EventPublisher)
         const surroundings = fiber.getRef(Execution.Surroundings)
         if (isSilent(publisher, surroundings)) return Effect.void
-        const clock = fiber.getRef(Clock.Clock)
         const event = asDomainEvent(
           new LiveDomainEvent({
             type,
             domain,
             value,
             encode,
-            millis: clock.currentTimeMillisUnsafe(),
+            clock: fiber.getRef(Clock.Clock),
             surroundings,
             limits: publisher.limits
           })

@@ -342,7 +342,7 @@ export class LiveDomainEvent extends Live {
     readonly domain: string
     readonly value: unknown
     readonly encode: Encode.Encoder
-    readonly millis: number
+    readonly clock: Clock.Clock
     readonly surroundings: Surroundings
     readonly limits: Json.Limits
   }) {
@@ -351,11 +351,15 @@ export class LiveDomainEvent extends Live {
     this.domain = options.domain
     this.value = options.value
     this.encode = options.encode
-    this.millis = options.millis
-    this.execution = options.surroundings.execution
+    const { execution } = options.surroundings
+    // By the clock of its execution, so that it never lies after that one's end.
+    this.millis = execution instanceof LiveExecution
+      ? execution.start.millis + Math.floor(execution.elapsed() / 1e6)
+      : options.clock.currentTimeMillisUnsafe()
+    this.execution = execution
     this.surrounding = options.surroundings.attributes
     this.limits = options.limits
-    this.lazyId = new LazyId({ millis: options.millis }, undefined)
+    this.lazyId = new LazyId({ millis: this.millis }, undefined)
     this.encoded = undefined
   }
 
@@ -378,7 +382,9 @@ export class LiveDomainEvent extends Live {
     return attributesOf(this.surrounding, this.execution, this.limits)
   }
   get payload(): Schema.Json {
-    return this.encoded ??= encode(this.encode, this.value, this.limits, this.execution)
+    return this.encoded ??= this.execution instanceof LiveExecution
+      ? encode(this.encode, this.value, this.execution)
+      : guard(() => this.encode(this.value, { limits: this.limits, secrets: new Set() }))
   }
 }
 
