@@ -489,10 +489,18 @@ const toError = (error: SqlError.SqlError): EventStoreError => {
       case "AuthorizationError":
         return new ReadOnly({ cause })
       default:
-        return new Unavailable({ detail: error.message, retryable: error.isRetryable, cause })
+        return new Unavailable({ detail: detailOf(error), retryable: error.isRetryable, cause })
     }
   }
   return new EventStoreError({ reason: reason() })
+}
+
+/** Some drivers say what failed in the cause only. */
+const detailOf = (error: SqlError.SqlError): string => {
+  const { cause } = error.reason
+  return cause instanceof Error && cause.message !== "" && !error.message.includes(cause.message)
+    ? `${error.message}: ${cause.message}`
+    : error.message
 }
 
 const fromSqliteError = ({ reason }: Sqlite.SqliteError): EventStoreError => {
@@ -757,7 +765,7 @@ const makeExecutions = (sql: SqlClient.SqlClient) => {
 
   const childrenIn = (table: string, condition: string) =>
     sql.literal(`(SELECT COUNT(*) FROM (SELECT 1 FROM ${table} AS child
-      WHERE child.parent_id = page.correlation_id ${condition} LIMIT ${countedChildren}) AS some)`)
+      WHERE child.parent_id = page.correlation_id ${condition} LIMIT ${countedChildren}) AS counted)`)
   const withChildren = (page: Statement.Fragment) =>
     sql<ExecutionRow>`SELECT page.*, ${childrenIn("effect_units_running", "")}
         + ${childrenIn("effect_units_executions", "AND child.outcome = 'completed'")}

@@ -62,13 +62,16 @@ export interface Ended {
 const longestError = 1000
 
 /**
- * A text as a database can hold it. A lone surrogate has no UTF-8, so a text with one is written as JSON, which has escapes for
- * it; and one that begins like JSON too, so that two texts that differ stay different.
+ * A text as any database can hold it. A lone surrogate has no UTF-8, and PostgreSQL takes no NUL; so a text with one of them is
+ * written as JSON, which has escapes for both; and one that begins like JSON too, so that two texts that differ stay different.
  *
  * @internal
  */
 export const text = (value: string): string =>
-  value.isWellFormed() && !value.startsWith("\"") ? value : JSON.stringify(value)
+  value.isWellFormed() && !value.includes("\0") && !value.startsWith("\"") ? value : JSON.stringify(value)
+
+/** A text that is only shown: what no database can hold gives way to a replacement character. */
+const shown = (value: string): string => value.toWellFormed().replaceAll("\0", "\ufffd")
 
 /** What `text` was made from. */
 const original = (stored: string): string => stored.startsWith("\"") ? String(JSON.parse(stored)) : stored
@@ -163,9 +166,9 @@ const lifecycle = (json: ExecutionEvent.ExecutionEvent, identity: Identity): Sta
         identity,
         outcome: "failed",
         failure_kind: json.failure.kind,
-        failure_tag: json.failure.tag?.toWellFormed() ?? null,
-        failure_code: json.failure.code?.toWellFormed() ?? null,
-        error: json.error.slice(0, longestError).toWellFormed(),
+        failure_tag: json.failure.tag === undefined ? null : shown(json.failure.tag),
+        failure_code: json.failure.code === undefined ? null : shown(json.failure.code),
+        error: shown(json.error.slice(0, longestError)),
         duration_ms: json.duration_ms
       }
   }

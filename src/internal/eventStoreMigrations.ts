@@ -22,11 +22,15 @@ export type Migrations = Record<string, Effect.Effect<void, SqlError.SqlError, S
 /** @internal */
 export const table = "effect_units_migrations"
 
-const statements = (texts: ReadonlyArray<string>): Effect.Effect<void, SqlError.SqlError, SqlClient.SqlClient> =>
-  Effect.flatMap(
-    SqlClient.SqlClient,
-    (sql) => Effect.forEach(texts, (text) => sql.unsafe(text).unprepared, { discard: true })
-  )
+/** Runs statements that are given the type of a numeric primary key. */
+const statements = (
+  texts: (key: string) => ReadonlyArray<string>
+): Effect.Effect<void, SqlError.SqlError, SqlClient.SqlClient> =>
+  Effect.flatMap(SqlClient.SqlClient, (sql) => {
+    // INTEGER alone makes the key of a SQLite table its row number; elsewhere it is too small.
+    const key = sql.onDialectOrElse({ sqlite: () => "INTEGER", orElse: () => "BIGINT" })
+    return Effect.forEach(texts(key), (text) => sql.unsafe(text).unprepared, { discard: true })
+  })
 
 const identity = `
   correlation_id TEXT NOT NULL,
@@ -43,13 +47,12 @@ const identity = `
  * @internal
  */
 export const migrations: Migrations = {
-  "1_tables": statements([
+  "1_tables": statements((key) => [
     "CREATE TABLE effect_units_log (name TEXT PRIMARY KEY, last_offset BIGINT NOT NULL)",
     "INSERT INTO effect_units_log (name, last_offset) VALUES ('events', 0)",
 
-    // INTEGER, not BIGINT: that alone makes the key of a SQLite table its row number.
     `CREATE TABLE effect_units_events (
-      event_offset INTEGER PRIMARY KEY,
+      event_offset ${key} PRIMARY KEY,
       id TEXT NOT NULL,
       type TEXT NOT NULL,
       domain TEXT NOT NULL,
@@ -64,7 +67,7 @@ export const migrations: Migrations = {
       WHERE lifecycle = 0`,
 
     `CREATE TABLE effect_units_running (${identity},
-      started_offset INTEGER PRIMARY KEY,
+      started_offset ${key} PRIMARY KEY,
       started_at BIGINT NOT NULL,
       owner TEXT
     )`,
@@ -74,7 +77,7 @@ export const migrations: Migrations = {
     "CREATE INDEX effect_units_running_parent ON effect_units_running (parent_id) WHERE parent_id IS NOT NULL",
 
     `CREATE TABLE effect_units_executions (${identity},
-      ended_offset INTEGER PRIMARY KEY,
+      ended_offset ${key} PRIMARY KEY,
       first_offset BIGINT NOT NULL,
       started_offset BIGINT,
       started_at BIGINT NOT NULL,
