@@ -266,12 +266,15 @@ const within = <A, E>(
       const exit = work.pollUnsafe()
       if (exit !== undefined) return resume(exit)
       const timer = fork(Effect.sleep(time))
+      let isLate = false
       work.addObserver((exit) => {
+        if (isLate) return
         timer.interruptUnsafe()
         resume(exit)
       })
       timer.addObserver((exit) => {
         if (Exit.isFailure(exit)) return
+        isLate = true
         work.interruptUnsafe()
         resume(late)
       })
