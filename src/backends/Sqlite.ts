@@ -25,6 +25,7 @@
  *   (also in `NODE_OPTIONS`) silences it. Node 24 prints nothing.
  * - An integer beyond 2^53 fails the read rather than lose digits, after a `RETURNING` too, whose write has been made by
  *   then. Provide `SqlClient.SafeIntegers` with `true` to read all integers as `bigint`.
+ * - Node 22 reads a text up to its first NUL character only (seen in 22.19); Node 24 reads the whole.
  * - A string that is not well-formed Unicode (a lone surrogate) is stored with U+FFFD in its place. JSON text is safe,
  *   because `JSON.stringify` escapes lone surrogates.
  *
