@@ -382,9 +382,7 @@ export class LiveDomainEvent extends Live {
     return attributesOf(this.surrounding, this.execution, this.limits)
   }
   get payload(): Schema.Json {
-    return this.encoded ??= this.execution instanceof LiveExecution
-      ? encode(this.encode, this.value, this.execution)
-      : guard(() => this.encode(this.value, { limits: this.limits, secrets: new Set() }))
+    return this.encoded ??= encode(this.encode, this.value, this.limits, this.execution)
   }
 }
 
