@@ -226,7 +226,7 @@ export interface Options {
   readonly publish: (event: Event) => void | Effect.Effect<void, PublishError>
   /** Default `open`. `transactional` needs `transaction`. */
   readonly policy?: Policy | undefined
-  /** Needed by the `transactional` policy. */
+  /** Needed by the `transactional` policy, and used by no other. */
   readonly transaction?: Transaction | undefined
   /** Default: a new UUID. Give one where a restarted process should go on under its old name. */
   readonly source?: string | undefined
@@ -291,7 +291,28 @@ interface Accepted {
 }
 
 /** Stands for the id of an asynchronous scope; theirs are not negative. */
-const notSending = -1
+const noScope = -1
+
+/** Tells whether code runs inside of a synchronous call of a publisher's function. */
+class Inside {
+  private scope = noScope
+
+  /** Fibers go on in an asynchronous scope of their own, so one that a function wakes is told from what it calls or starts. */
+  get isNow(): boolean {
+    return this.scope !== noScope && this.scope === executionAsyncId()
+  }
+
+  /** Gives what `leave` takes. */
+  enter(): number {
+    const before = this.scope
+    this.scope = executionAsyncId()
+    return before
+  }
+
+  leave(before: number): void {
+    this.scope = before
+  }
+}
 
 class PublisherImpl implements Publisher {
   readonly policy: Policy
@@ -311,7 +332,7 @@ class PublisherImpl implements Publisher {
   private failing = false
   private overflowing = false
   private closed = false
-  private sendingIn = notSending
+  private readonly sending = new Inside()
 
   constructor(options: Options, context: Context.Context<never>, source: string) {
     this.policy = options.policy ?? "open"
@@ -319,11 +340,12 @@ class PublisherImpl implements Publisher {
     this.source = source
     this.context = context
     this.send = options.publish
-    this.transaction = options.transaction &&
-      withCompleted(options.transaction, (event) => {
+    this.transaction = this.policy === "transactional" && options.transaction !== undefined
+      ? withCompleted(options.transaction, (event) => {
         number(event, this)
         return event
       })
+      : undefined
     this.queue = new Ring(options.capacity ?? 16_384)
     this.timeout = Duration.fromInputUnsafe(options.timeout ?? "30 seconds")
     this.terminalTimeout = Duration.fromInputUnsafe(options.terminalTimeout ?? "5 seconds")
@@ -331,9 +353,8 @@ class PublisherImpl implements Publisher {
     this.tallies = Metrics.tallies(Context.get(context, Metric.MetricRegistry))
   }
 
-  /** Fibers go on in an asynchronous scope of their own, so one that `send` wakes is told from what it calls or starts. */
   get isPublishing(): boolean {
-    return this.sendingIn !== notSending && this.sendingIn === executionAsyncId()
+    return this.sending.isNow
   }
 
   offer(event: Event): void {
@@ -399,13 +420,12 @@ class PublisherImpl implements Publisher {
   }
 
   private call(event: Event): Effect.Effect<void, PublishError> | undefined {
-    const before = this.sendingIn
-    this.sendingIn = executionAsyncId()
+    const before = this.sending.enter()
     try {
       const result = this.send(event)
       return result !== undefined && Effect.isEffect(result) ? result : undefined
     } finally {
-      this.sendingIn = before
+      this.sending.leave(before)
     }
   }
 
@@ -710,10 +730,19 @@ const inFront = Effect.fnUntraced(function*(
   pass: (event: Event, on: (event: Event) => void) => void
 ): Effect.fn.Return<Publisher> {
   const counter = { source: yield* newSource, sequence: 0 }
+  const passing = new Inside()
+  const passOn = (event: Event, on: (event: Event) => void): void => {
+    const before = passing.enter()
+    try {
+      pass(event, (next) => on(renumber(next, counter)))
+    } finally {
+      passing.leave(before)
+    }
+  }
   /** What an event lets through, in order: often itself. */
   const passed = (event: Event): ReadonlyArray<Event> => {
     const list: Array<Event> = []
-    pass(event, (next) => void list.push(renumber(next, counter)))
+    passOn(event, (next) => void list.push(next))
     return list
   }
   const reported = (event: Event, thrown: unknown): PublishError => {
@@ -727,7 +756,7 @@ const inFront = Effect.fnUntraced(function*(
     isNoop: false,
     waits: publisher.waits,
     get isPublishing() {
-      return publisher.isPublishing
+      return passing.isNow || publisher.isPublishing
     },
     limits: publisher.limits,
     tallies: publisher.tallies,
@@ -735,7 +764,7 @@ const inFront = Effect.fnUntraced(function*(
     terminalTimeout: publisher.terminalTimeout,
     offer: (event) => {
       try {
-        pass(event, (next) => publisher.offer(renumber(next, counter)))
+        passOn(event, (next) => publisher.offer(next))
       } catch (thrown) {
         reported(event, thrown)
       }
