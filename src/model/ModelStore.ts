@@ -9,6 +9,7 @@ import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Path from "effect/Path"
+import * as Predicate from "effect/Predicate"
 import * as Random from "effect/Random"
 import * as Schema from "effect/Schema"
 import * as Migrator from "effect/sql/Migrator"
@@ -117,7 +118,7 @@ export class ModelStoreError extends Schema.TaggedError<ModelStoreError>("effect
   { operation: Schema.String, retryable: Schema.Boolean, cause: Schema.Defect() }
 ) {
   override get message(): string {
-    const detail = this.cause instanceof Error ? this.cause.message : String(this.cause)
+    const detail = Predicate.hasProperty(this.cause, "message") ? this.cause.message : "no reason is known"
     return `The register of models could not be used to ${this.operation}: ${detail}. Check the database and its disk`
   }
 }
@@ -331,7 +332,10 @@ const make = Effect.fnUntraced(function*(options: Options) {
   const settle = <A, E, R>(effect: Effect.Effect<A, E | SqlError.SqlError, R>) =>
     Effect.retry(sql.withTransaction(effect), {
       times: attempts,
-      while: (error) => SqlError.isSqlError(error) && error.reason._tag === "UniqueViolation"
+      // For SQLite a taken primary key is another constraint than a taken name.
+      while: (error) =>
+        SqlError.isSqlError(error) &&
+        (error.reason._tag === "UniqueViolation" || error.reason._tag === "ConstraintError")
     })
 
   return ModelStore.of({
