@@ -16,6 +16,7 @@ import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import type { DomainEvent } from "./DomainEvent.ts"
 import type { Event } from "./EventPublisher.ts"
+import { EventSubscriber, fromStream, SubscribeError, wants } from "./EventSubscriber.ts"
 import { type ExecutionEvent, isExecutionEvent } from "./ExecutionEvent.ts"
 import { beganAfter, rootCount } from "./internal/liveEvent.ts"
 import * as Metrics from "./internal/metrics.ts"
@@ -87,6 +88,11 @@ export class EventBus extends Context.Service<EventBus, {
   readonly domainSubscription: (
     options?: DomainOptions
   ) => Effect.Effect<Stream.Stream<DomainEvent>, never, Scope.Scope>
+  /** The events of both kinds from now on, in one order, that a predicate accepts; see `subscription`. */
+  readonly subscriptionOf: (
+    wants: (event: Event) => boolean,
+    options?: Delivery
+  ) => Effect.Effect<Stream.Stream<Event>, never, Scope.Scope>
   /** How many subscribers there are. */
   readonly subscribers: Effect.Effect<number>
 }>()("effect-units/EventBus") {}
@@ -180,6 +186,7 @@ const make = Effect.gen(function*() {
     },
     subscription: (options = {}) => subscribe(lifecycle(options), options),
     domainSubscription: (options = {}) => subscribe(domain(options), options),
+    subscriptionOf: (wants, options = {}) => subscribe((event): event is Event => wants(event), options),
     subscribers: Effect.sync(() => subscribers.size)
   })
 })
@@ -191,6 +198,55 @@ const make = Effect.gen(function*() {
  * @since 0.1.0
  */
 export const layer: Layer.Layer<EventBus> = Layer.effect(EventBus, make)
+
+/**
+ * Layer that reads the bus as one reads any other transport: with acknowledgements.
+ *
+ * Guarantees: in the order of publishing; each event once, and again where it is given back or not acknowledged in time; events that a
+ * subscriber had no room for are told in `missed`. The bus keeps nothing: a subscription begins with what is published from then on, and
+ * one that names a `consumer`, or wants to begin elsewhere, fails with a `SubscribeError`.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layerSubscriber = (
+  options?: Pick<Delivery, "capacity" | "strategy">
+): Layer.Layer<EventSubscriber, never, EventBus> =>
+  Layer.effect(
+    EventSubscriber,
+    EventBus.useSync((bus) =>
+      EventSubscriber.of({
+        subscribe: (wanted) => {
+          if (wanted.consumer !== undefined || (wanted.from ?? "new") !== "new") return Effect.fail(keepsNothing())
+          let position = 0
+          let missed = 0
+          const onGap = (count: number): Effect.Effect<void> =>
+            Effect.sync(() => {
+              missed += count
+            })
+          return Effect.flatMap(
+            bus.subscriptionOf(wants(wanted), { ...options, onGap, includeRunning: true }),
+            (events) =>
+              fromStream(
+                Stream.map(events, (event) => {
+                  const before = missed
+                  missed = 0
+                  return { event, position: String(++position), missed: before }
+                }),
+                wanted
+              )
+          )
+        }
+      })
+    )
+  )
+
+const keepsNothing = (): SubscribeError =>
+  new SubscribeError({
+    transport: "the event bus",
+    detail: "it keeps no events. Leave `consumer` and `from` out, or take a durable transport",
+    retryable: false
+  })
 
 /**
  * The lifecycle events from the moment the stream is first pulled.

@@ -29,11 +29,13 @@ import * as Stream from "effect/Stream"
 import * as Sqlite from "./backends/Sqlite.ts"
 import * as DomainEvent from "./DomainEvent.ts"
 import type { Event } from "./EventPublisher.ts"
+import { EventSubscriber } from "./EventSubscriber.ts"
 import * as ExecutionEvent from "./ExecutionEvent.ts"
 import * as Rows from "./internal/eventRows.ts"
 import * as Migrations from "./internal/eventStoreMigrations.ts"
 import { uuidV7 } from "./internal/ids.ts"
 import * as ProcessIdentity from "./internal/processIdentity.ts"
+import * as StoreSubscriber from "./internal/storeSubscriber.ts"
 
 /**
  * An event with its place in the log. Offsets begin at 1 and have no holes but those that `prune` makes.
@@ -1160,3 +1162,27 @@ export const layerSqlite = (options: Options & Sqlite.Options): Layer.Layer<Even
     Layer.provide(Sqlite.layer(options)),
     Layer.catchTag("SqliteError", (error) => Layer.effect(EventStore, Effect.fail(fromSqliteError(error))))
   )
+
+/**
+ * Layer that reads the log as one reads any other transport: with acknowledgements, and named consumers that go on where they stopped.
+ *
+ * Guarantees: at least once, in the order of the log, from any offset (`position`), time or the beginning. The place of a named consumer is
+ * its checkpoint, saved by `ack` once everything before it is acknowledged as well; a consumer that dies sees again what it had not
+ * acknowledged. Attempts are counted in memory, from 1 for each subscriber.
+ *
+ * **Details**
+ *
+ * What other processes append is seen within `pollInterval` (default 1 second). Beginning at a time reads the log up to there.
+ *
+ * **Gotchas**
+ *
+ * A named consumer has one subscriber at a time: a second one in this process fails with a retryable `SubscribeError`. One in another
+ * process is not noticed, and both see every event.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layerSubscriber = (
+  options?: { readonly pollInterval?: Duration.Input | undefined }
+): Layer.Layer<EventSubscriber, never, EventStore> =>
+  Layer.effect(EventSubscriber, EventStore.use((store) => StoreSubscriber.make(store, options ?? {})))

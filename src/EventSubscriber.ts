@@ -13,6 +13,8 @@ import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import type { Event } from "./EventPublisher.ts"
+import { isExecutionEvent } from "./ExecutionEvent.ts"
+import { acknowledging } from "./internal/acknowledging.ts"
 
 /**
  * Where a subscription begins: with what comes from now on, with the oldest event there is, with the first event after a time in Unix
@@ -109,6 +111,56 @@ export class EventSubscriber extends Context.Service<EventSubscriber, {
     Scope.Scope
   >
 }>()("effect-units/EventSubscriber") {}
+
+const among = (list: ReadonlyArray<string> | undefined): (value: string | undefined) => boolean => {
+  if (list === undefined) return () => true
+  const set: ReadonlySet<string | undefined> = new Set(list)
+  return (value) => set.has(value)
+}
+
+/**
+ * Whether a subscription wants an event, by its `types`, `domains` and `units`; for transports that cannot filter themselves.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const wants = (options: Pick<Options, "types" | "domains" | "units">): (event: Event) => boolean => {
+  const types = among(options.types)
+  const domains = among(options.domains)
+  const units = among(options.units)
+  return (event) =>
+    types(isExecutionEvent(event) ? event.event_type : event.type) && domains(event.domain) && units(event.unit_name)
+}
+
+/**
+ * Deliveries out of a plain stream of events, for transports that know no acknowledgements.
+ *
+ * **Details**
+ *
+ * At most `maxInFlight` events are unacknowledged at a time. One that is given back, or not acknowledged within `ackTimeout`, is delivered
+ * again before newer ones. Attempts are counted in memory. The source is read from now on until the scope closes, and no further ahead
+ * than there is room for; when it ends, the deliveries end once nothing is in flight.
+ *
+ * **Example** (Reading what a receiver of webhooks gets)
+ *
+ * ```ts
+ * const subscriber = EventSubscriber.of({
+ *   subscribe: (options) =>
+ *     fromStream(
+ *       received.pipe(Stream.filter(wants(options)), Stream.map((event) => ({ event, position: event.id, missed: 0 }))),
+ *       options
+ *     )
+ * })
+ * ```
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const fromStream = (
+  source: Stream.Stream<Pick<Delivery, "event" | "position" | "missed">, SubscribeError>,
+  options: Pick<Options, "maxInFlight" | "ackTimeout">
+): Effect.Effect<Stream.Stream<Delivery, SubscribeError>, never, Scope.Scope> =>
+  acknowledging(source, { maxInFlight: options.maxInFlight, ackTimeout: options.ackTimeout })
 
 /**
  * The deliveries of a subscription, as a Stream that subscribes when it is first pulled.
