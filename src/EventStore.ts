@@ -611,7 +611,7 @@ const makeLog = (sql: SqlClient.SqlClient, wake: Effect.Effect<void>) => {
     orElse: () => lastOffset
   })
 
-  const insertEvents = makeInsert<Rows.EventRow>(sql, "effect_units_events", Rows.eventColumns)
+  const insertEvents = makeInsert<Rows.Prepared>(sql, "effect_units_events", Rows.eventColumns)
   const insertRunning = makeInsert<Rows.RunningRow>(sql, "effect_units_running", Rows.runningColumns)
   const insertEnded = makeInsert<Rows.EndedRow>(sql, "effect_units_executions", Rows.endedColumns)
 
@@ -640,7 +640,7 @@ const makeLog = (sql: SqlClient.SqlClient, wake: Effect.Effect<void>) => {
     const plan = Rows.plan(batch, last, yield* known(correlationIds), owner)
     yield* insertEvents(plan.events)
     if (plan.noLongerRunning.length > 0) {
-      yield* sql`DELETE FROM effect_units_running WHERE ${sql.in("correlation_id", padded(plan.noLongerRunning))}`
+      yield* sql`DELETE FROM effect_units_running WHERE ${sql.in("started_offset", padded(plan.noLongerRunning))}`
     }
     yield* insertRunning(plan.running)
     yield* insertEnded(plan.ended)

@@ -23,21 +23,25 @@ export interface Identity {
 }
 
 /**
- * An event ready to be stored, all but its offset.
+ * An event as its row, and what it says of its execution.
  *
  * @internal
  */
 export interface Prepared {
+  /** 0 until `plan` gives it its place. */
+  event_offset: number
   readonly id: string
   readonly type: string
   readonly domain: string
   readonly unit_name: string | null
   readonly correlation_id: string | null
+  /** 1 in lifecycle events, 0 in domain events. */
+  readonly lifecycle: 0 | 1
   /** Milliseconds since 1970. */
   readonly occurred_at: number
   readonly body: string
-  /** What a lifecycle event says of its execution; absent in domain events. */
-  readonly lifecycle: Started | Ended | undefined
+  /** Absent in domain events. */
+  readonly execution: Started | Ended | undefined
 }
 
 /** @internal */
@@ -111,14 +115,16 @@ const millis = (timestamp: string, now: number): number => {
 const prepareDomain = (event: DomainEvent.DomainEvent, now: number): Prepared => {
   const json = DomainEvent.toJson(event)
   return {
+    event_offset: 0,
     id: text(json.id),
     type: text(json.type),
     domain: text(json.domain),
     unit_name: optionalText(json.unit_name),
     correlation_id: optionalText(json.correlation_id),
+    lifecycle: 0,
     occurred_at: millis(json.timestamp, now),
     body: JSON.stringify(json),
-    lifecycle: undefined
+    execution: undefined
   }
 }
 
@@ -134,18 +140,20 @@ const prepareExecution = (event: ExecutionEvent.ExecutionEvent, now: number): Pr
     source: text(json.source)
   }
   return {
+    event_offset: 0,
     id: text(json.id),
     type: json.event_type,
     domain: identity.domain,
     unit_name: identity.unit_name,
     correlation_id: identity.correlation_id,
+    lifecycle: 1,
     occurred_at: millis(json.timestamp, now),
     body: JSON.stringify(json),
-    lifecycle: lifecycle(json, identity)
+    execution: executionOf(json, identity)
   }
 }
 
-const lifecycle = (json: ExecutionEvent.ExecutionEvent, identity: Identity): Started | Ended => {
+const executionOf = (json: ExecutionEvent.ExecutionEvent, identity: Identity): Started | Ended => {
   switch (json.event_type) {
     case "execution_started":
       return { _tag: "Started", identity }
@@ -209,19 +217,6 @@ export const endedColumns = [
 ] as const
 
 /** @internal */
-export interface EventRow {
-  readonly event_offset: number
-  readonly id: string
-  readonly type: string
-  readonly domain: string
-  readonly unit_name: string | null
-  readonly correlation_id: string | null
-  readonly lifecycle: number
-  readonly occurred_at: number
-  readonly body: string
-}
-
-/** @internal */
 export interface RunningRow extends Identity {
   readonly started_offset: number
   readonly started_at: number
@@ -268,12 +263,12 @@ export interface Late {
 
 /** @internal */
 export interface Plan {
-  readonly events: ReadonlyArray<EventRow>
+  readonly events: ReadonlyArray<Prepared>
   readonly running: ReadonlyArray<RunningRow>
   readonly ended: ReadonlyArray<EndedRow>
   readonly late: ReadonlyArray<Late>
-  /** Executions of `ended` that the store has as running. */
-  readonly noLongerRunning: ReadonlyArray<string>
+  /** Offsets at which executions of `ended` began that the store has as running. */
+  readonly noLongerRunning: ReadonlyArray<number>
   /** Ids of events that are not stored: a second terminal event of one execution. */
   readonly refused: ReadonlyArray<string>
 }
@@ -285,7 +280,7 @@ export interface Plan {
  */
 export const executions = (batch: ReadonlyArray<Prepared>): ReadonlyArray<string> =>
   Array.from(
-    new Set(batch.flatMap(({ lifecycle }) => lifecycle === undefined ? [] : [lifecycle.identity.correlation_id]))
+    new Set(batch.flatMap(({ execution }) => execution === undefined ? [] : [execution.identity.correlation_id]))
   )
 
 /**
@@ -295,10 +290,10 @@ export const executions = (batch: ReadonlyArray<Prepared>): ReadonlyArray<string
  */
 export const unpaired = (batch: ReadonlyArray<Prepared>): ReadonlyArray<string> => {
   const seen = new Map<string, number>()
-  for (const { lifecycle } of batch) {
-    if (lifecycle === undefined) continue
-    const id = lifecycle.identity.correlation_id
-    seen.set(id, (seen.get(id) ?? 0) | (lifecycle._tag === "Started" ? 1 : 2))
+  for (const { execution } of batch) {
+    if (execution === undefined) continue
+    const id = execution.identity.correlation_id
+    seen.set(id, (seen.get(id) ?? 0) | (execution._tag === "Started" ? 1 : 2))
   }
   return Array.from(seen).flatMap(([id, parts]) => parts === 3 ? [] : [id])
 }
@@ -310,21 +305,21 @@ export const unpaired = (batch: ReadonlyArray<Prepared>): ReadonlyArray<string> 
  * @internal
  */
 export const plan = (batch: ReadonlyArray<Prepared>, last: number, known: Known, owner: string | null): Plan => {
-  const events: Array<EventRow> = []
+  const events: Array<Prepared> = []
   const begun = new Map<string, RunningRow>()
   const ended = new Map<string, EndedRow>()
   const late: Array<Late> = []
-  const noLongerRunning: Array<string> = []
+  const noLongerRunning: Array<number> = []
   const refused: Array<string> = []
   let offset = last
   for (const event of batch) {
-    const { lifecycle } = event
-    if (lifecycle !== undefined) {
-      const { identity } = lifecycle
+    const { execution } = event
+    if (execution !== undefined) {
+      const { identity } = execution
       const id = identity.correlation_id
       const next = offset + 1
       const at = event.occurred_at
-      if (lifecycle._tag === "Started") {
+      if (execution._tag === "Started") {
         if (ended.has(id) || known.ended.has(id)) {
           late.push({ correlation_id: id, started_offset: next, started_at: at })
         } else begun.set(id, { ...identity, started_offset: next, started_at: at, owner })
@@ -334,7 +329,7 @@ export const plan = (batch: ReadonlyArray<Prepared>, last: number, known: Known,
           continue
         }
         const stored = known.running.get(id)
-        if (stored !== undefined) noLongerRunning.push(id)
+        if (stored !== undefined) noLongerRunning.push(stored.started_offset)
         const start = begun.get(id) ?? stored
         begun.delete(id)
         ended.set(id, {
@@ -342,29 +337,20 @@ export const plan = (batch: ReadonlyArray<Prepared>, last: number, known: Known,
           ended_offset: next,
           first_offset: start?.started_offset ?? next,
           started_offset: start?.started_offset ?? null,
-          started_at: start?.started_at ?? at - lifecycle.duration_ms,
+          started_at: start?.started_at ?? at - execution.duration_ms,
           ended_at: at,
-          duration_ms: lifecycle.duration_ms,
-          outcome: lifecycle.outcome,
-          failure_kind: lifecycle.failure_kind,
-          failure_tag: lifecycle.failure_tag,
-          failure_code: lifecycle.failure_code,
-          error: lifecycle.error
+          duration_ms: execution.duration_ms,
+          outcome: execution.outcome,
+          failure_kind: execution.failure_kind,
+          failure_tag: execution.failure_tag,
+          failure_code: execution.failure_code,
+          error: execution.error
         })
       }
     }
     offset += 1
-    events.push({
-      event_offset: offset,
-      id: event.id,
-      type: event.type,
-      domain: event.domain,
-      unit_name: event.unit_name,
-      correlation_id: event.correlation_id,
-      lifecycle: lifecycle === undefined ? 0 : 1,
-      occurred_at: event.occurred_at,
-      body: event.body
-    })
+    event.event_offset = offset
+    events.push(event)
   }
   return {
     events,

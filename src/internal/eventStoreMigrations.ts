@@ -73,7 +73,6 @@ export const migrations: Migrations = {
     )`,
     "CREATE UNIQUE INDEX effect_units_running_correlation ON effect_units_running (correlation_id)",
     "CREATE INDEX effect_units_running_started ON effect_units_running (started_at, started_offset)",
-    "CREATE INDEX effect_units_running_owner ON effect_units_running (owner, started_offset)",
     "CREATE INDEX effect_units_running_parent ON effect_units_running (parent_id) WHERE parent_id IS NOT NULL",
 
     `CREATE TABLE effect_units_executions (${identity},
