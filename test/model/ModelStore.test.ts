@@ -1,6 +1,6 @@
 import { NodeServices } from "@effect/platform-node"
 import { assert, describe, it } from "@effect/vitest"
-import { Cause, Context, Effect, Exit, Layer, Random, Schema } from "effect"
+import { Cause, Context, Effect, Exit, Layer, Random, References, Schema } from "effect"
 import { SqlClient } from "effect/sql"
 import { TestClock } from "effect/testing"
 import * as fs from "node:fs"
@@ -45,6 +45,9 @@ const model = (name: string): ModelStore.NewModel => ({
   tags: [],
   files: []
 })
+
+/** Fibers take turns after a few steps, also between two statements. */
+const interleaved = Effect.provideService(References.MaxOpsBeforeYield, 7)
 
 const origin = { source: "huggingface", repo: "acme/tiny", tag: "main" } as const
 const nobody = ModelId.make("model-00000000")
@@ -251,7 +254,7 @@ describe("in two processes at once", () => {
         const { id, ...made } = yield* stores[0].insert(model("tiny"))
         yield* Effect.forEach(changes, (change, index) => stores[index % 2]!.change(id, change), {
           concurrency: "unbounded"
-        })
+        }).pipe(interleaved)
         const { id: _, updated_at, ...changed } = yield* stores[0].get(id)
         assert.deepStrictEqual(changed, Object.assign({}, omitTime(made), ...changes))
         assert.isAtLeast(updated_at, made.updated_at)
@@ -315,7 +318,9 @@ describe("in two processes at once", () => {
         }
       })
       const expected = [ModelAlreadyExists, ModelNotFound, Operations.Busy, Operations.Cancelled]
-      const exits = yield* Effect.forEach(steps, (step) => Effect.exit(play(step)), { concurrency: "unbounded" })
+      const exits = yield* Effect.forEach(steps, (step) => Effect.exit(play(step)), { concurrency: "unbounded" }).pipe(
+        interleaved
+      )
       for (const exit of exits) {
         if (Exit.isSuccess(exit)) continue
         const error = Cause.squash(exit.cause)
