@@ -250,6 +250,11 @@ const toPublishError = (event: Event, thrown: unknown): PublishError =>
       reason: new Unavailable({ detail: Json.describe(thrown), cause: thrown })
     })
 
+const reasonTag = (thrown: unknown): PublishError["reason"]["_tag"] =>
+  thrown instanceof PublishError ? thrown.reason._tag : "Unavailable"
+
+const closedError = (event: Event): PublishError => new PublishError({ event_id: event.id, reason: new Closed() })
+
 const timedOut = (event: Event, after: Duration.Duration): PublishError =>
   new PublishError({ event_id: event.id, reason: new TimedOut({ after_ms: Duration.toMillis(after) }) })
 
@@ -358,14 +363,14 @@ class PublisherImpl implements Publisher {
   }
 
   offer(event: Event): void {
-    if (this.closed) return this.report(new PublishError({ event_id: event.id, reason: new Closed() }))
+    if (this.closed) return this.fail("Closed", () => closedError(event))
     number(event, this)
     try {
       const effect = this.call(event)
       if (effect === undefined) this.failing = false
       else if (!this.queue.offer({ event, effect })) this.overflow(event)
     } catch (thrown) {
-      this.report(toPublishError(event, thrown))
+      this.fail(reasonTag(thrown), () => toPublishError(event, thrown))
     }
   }
 
@@ -373,7 +378,7 @@ class PublisherImpl implements Publisher {
     return this.settle(
       event,
       Effect.suspend(() => {
-        if (this.closed) return Effect.fail(new PublishError({ event_id: event.id, reason: new Closed() }))
+        if (this.closed) return Effect.fail(closedError(event))
         number(event, this)
         const effect = this.call(event)
         return effect === undefined ? Effect.void : this.guarded(event, effect)
@@ -394,22 +399,23 @@ class PublisherImpl implements Publisher {
   }
 
   report(error: PublishError): void {
-    this.count(error)
+    this.fail(error.reason._tag, () => error)
+  }
+
+  /** An error costs far more than a count, and whoever is on this path is a unit: only the first of a streak is made. */
+  private fail(tag: PublishError["reason"]["_tag"], error: () => PublishError): void {
+    Metrics.publishFailures(tag).updateUnsafe(1, this.context)
     if (this.failing) return
     this.failing = true
-    this.warn(error)
+    this.warn(error())
   }
 
   private overflow(event: Event): void {
-    const error = new PublishError({ event_id: event.id, reason: new BufferFull({ capacity: this.queue.capacity }) })
-    this.count(error)
+    Metrics.publishFailures("BufferFull").updateUnsafe(1, this.context)
     if (this.overflowing) return
     this.overflowing = true
-    this.warn(error)
-  }
-
-  private count(error: PublishError): void {
-    Metrics.publishFailures(error.reason._tag).updateUnsafe(1, this.context)
+    const reason = new BufferFull({ capacity: this.queue.capacity })
+    this.warn(new PublishError({ event_id: event.id, reason }))
   }
 
   private warn(error: PublishError): void {

@@ -129,17 +129,24 @@ export const register = (
   return tally
 }
 
+const failuresByReason = new Map<string, Metric.Counter<number>>()
+
 /**
  * Events that a publisher failed to hand over, by what went wrong.
  *
  * @internal
  */
-export const publishFailures = (reason: string): Metric.Counter<number> =>
-  Metric.counter("effect_units_publish_failures", {
+export const publishFailures = (reason: string): Metric.Counter<number> => {
+  const known = failuresByReason.get(reason)
+  if (known !== undefined) return known
+  const made = Metric.counter("effect_units_publish_failures", {
     description: "Events that a publisher failed to hand over",
     incremental: true,
     attributes: { reason }
   })
+  failuresByReason.set(reason, made)
+  return made
+}
 
 /**
  * Events that a full buffer did not take, or gave up for newer ones.
