@@ -685,6 +685,7 @@ const makeLog = (sql: SqlClient.SqlClient, wake: Effect.Effect<void>) => {
     owner: string | null
   ): Effect.Effect<Appended, SqlError.SqlError> =>
     sql.withTransaction(Effect.gen(function*() {
+      if (events.length === 0) return { stored: 0, duplicates: [], last_offset: yield* lastOffset }
       let stored = 0
       let last_offset = 0
       const duplicates: Array<string> = []
@@ -692,7 +693,7 @@ const makeLog = (sql: SqlClient.SqlClient, wake: Effect.Effect<void>) => {
         const appended = yield* storeBatch(batch.map((event) => Rows.prepare(event, now)), owner)
         stored += appended.stored
         last_offset = appended.last_offset
-        duplicates.push(...appended.duplicates)
+        duplicates.push(...appended.duplicates.map(Rows.original))
         if (events.length > batchSize) yield* Effect.yieldNow
       }
       if (stored > 0) yield* sql.afterCommit(wake)

@@ -82,6 +82,7 @@ describe("append and read", () => {
       assert.deepStrictEqual(yield* store.read(), entries(events))
       assert.deepStrictEqual(yield* store.read({ after: 1, limit: 2 }), entries(events).slice(1, 3))
       assert.deepStrictEqual(yield* store.read({ after: 4 }), [])
+      assert.deepStrictEqual(yield* store.append([]), { stored: 0, duplicates: [], last_offset: 4 })
       assert.strictEqual(yield* store.lastOffset, 4)
     }))
 
@@ -198,7 +199,11 @@ describe("append and read", () => {
         yield* store.append([domainEvent("s\ud800"), domainEvent("s\ud801"), domainEvent("s\ufffd")]),
         { stored: 3, duplicates: [], last_offset: events.length + 3 }
       )
-      assert.strictEqual((yield* store.append([domainEvent("s\ud800")])).stored, 0)
+      assert.deepStrictEqual(yield* store.append([domainEvent("s\ud800")]), {
+        stored: 0,
+        duplicates: ["s\ud800"],
+        last_offset: events.length + 3
+      })
     }))
 
   it.effect("an event that no program of this version wrote is told by its offset", () =>
@@ -229,33 +234,35 @@ describe("append and read", () => {
 
   const some = (values: ReadonlyArray<string>) => Schema.optional(Schema.Array(Schema.Literals(values)))
 
-  it.effect.prop("a filter gives the events that fit it", {
-    types: some(["execution_started", "execution_failed", "model.created", "none"]),
-    domains: some(["model", "engine"]),
-    units: some(["model.pull", "engine.start"]),
-    correlationId: Schema.optional(Schema.Literals(["0", "4", "none"])),
-    after: Schema.Int.check(Schema.isBetween({ minimum: 0, maximum: 120 })),
-    limit: Schema.Int.check(Schema.isBetween({ minimum: 1, maximum: 50 }))
-  }, ({ after, limit, ...filter }) =>
-    Effect.gen(function*() {
-      const store = yield* EventStore.EventStore
-      const { correlationId, domains, types, units } = filter
-      const fits = (event: Event) =>
-        (types === undefined ||
-          types.includes(ExecutionEvent.isExecutionEvent(event) ? event.event_type : event.type)) &&
-        (domains === undefined || domains.includes(event.domain)) &&
-        (units === undefined || (event.unit_name !== undefined && units.includes(event.unit_name))) &&
-        (correlationId === undefined || event.correlation_id === correlationId)
-      const expected = entries(log).slice(after).filter(({ event }) => fits(event)).slice(0, limit)
-      assert.deepStrictEqual(yield* store.read({ after, limit, filter }), expected)
-      const tailed = yield* store.tail({ after, filter }).pipe(Stream.take(expected.length), Stream.runCollect)
-      assert.deepStrictEqual(tailed, expected)
-    }).pipe(Effect.provide(filled)), { arbitrary: { runs: 60 } })
-
   const filled = Layer.effect(
     EventStore.EventStore,
     Effect.tap(EventStore.make(), (store) => store.append(log))
   ).pipe(Layer.provide(Sqlite.layer({ filename: ":memory:" })))
+
+  it.layer(filled)((it) => {
+    it.effect.prop("a filter gives the events that fit it", {
+      types: some(["execution_started", "execution_failed", "model.created", "none"]),
+      domains: some(["model", "engine"]),
+      units: some(["model.pull", "engine.start"]),
+      correlationId: Schema.optional(Schema.Literals(["0", "4", "none"])),
+      after: Schema.Int.check(Schema.isBetween({ minimum: 0, maximum: 120 })),
+      limit: Schema.Int.check(Schema.isBetween({ minimum: 1, maximum: 50 }))
+    }, ({ after, limit, ...filter }) =>
+      Effect.gen(function*() {
+        const store = yield* EventStore.EventStore
+        const { correlationId, domains, types, units } = filter
+        const fits = (event: Event) =>
+          (types === undefined ||
+            types.includes(ExecutionEvent.isExecutionEvent(event) ? event.event_type : event.type)) &&
+          (domains === undefined || domains.includes(event.domain)) &&
+          (units === undefined || (event.unit_name !== undefined && units.includes(event.unit_name))) &&
+          (correlationId === undefined || event.correlation_id === correlationId)
+        const expected = entries(log).slice(after).filter(({ event }) => fits(event)).slice(0, limit)
+        assert.deepStrictEqual(yield* store.read({ after, limit, filter }), expected)
+        const tailed = yield* store.tail({ after, filter }).pipe(Stream.take(expected.length), Stream.runCollect)
+        assert.deepStrictEqual(tailed, expected)
+      }), { arbitrary: { runs: 60 }, timeout: 20_000 })
+  })
 
   it.effect("a filter passes over any number of other events", () =>
     Effect.gen(function*() {
@@ -337,7 +344,7 @@ describe("tail", () => {
           )
         )
       )
-    }), { arbitrary: { runs: 25 } })
+    }), { arbitrary: { runs: 25 }, timeout: 20_000 })
 })
 
 describe("executions", () => {
@@ -463,57 +470,59 @@ describe("executions", () => {
     Effect.tap(EventStore.make(), (store) => Effect.forEach(all, (events) => store.append(events)))
   ).pipe(Layer.provide(Sqlite.layer({ filename: ":memory:" })))
 
-  it.effect.prop("pages put together are the list, forwards and backwards, under any filter", {
-    unit: Schema.optional(Schema.Literals(["model.pull", "engine.start", "none.such"])),
-    domain: Schema.optional(Schema.Literals(["model", "engine"])),
-    outcome: Schema.optional(Schema.Literals(["running", "completed", "failed"])),
-    parentId: Schema.optional(Schema.Literals(["0", "1"])),
-    since: Schema.optional(Schema.Literals([0, 100, 130, 600])),
-    until: Schema.optional(Schema.Literals([100, 131, 2000])),
-    limit: Schema.Int.check(Schema.isBetween({ minimum: 1, maximum: 40 }))
-  }, ({ limit, since, until, ...equal }) =>
-    Effect.gen(function*() {
-      const store = yield* EventStore.EventStore
-      const filter = {
-        ...equal,
-        since: since === undefined ? undefined : DateTime.makeUnsafe(since),
-        until: until === undefined ? undefined : DateTime.makeUnsafe(until)
-      }
-      const expected = (yield* store.executions({ limit: 1000 })).filter((execution) =>
-        (equal.unit === undefined || execution.unit_name === equal.unit) &&
-        (equal.domain === undefined || execution.domain === equal.domain) &&
-        (equal.outcome === undefined || execution.outcome === equal.outcome) &&
-        (equal.parentId === undefined || execution.parent_id === equal.parentId) &&
-        (since === undefined || Date.parse(execution.started_at) >= since) &&
-        (until === undefined || Date.parse(execution.started_at) < until)
-      )
-      const older: Array<EventStore.ExecutionRecord> = []
-      let page = yield* store.executions({ ...filter, limit })
-      while (page.length > 0) {
-        older.push(...page)
-        page = yield* store.executions({ ...filter, limit, before: page.at(-1) })
-      }
-      assert.deepStrictEqual(older, expected)
-      const last = expected.at(-1)
-      if (last === undefined) return
-      const newer = [last]
-      page = yield* store.executions({ ...filter, limit, after: last })
-      while (page.length > 0) {
-        newer.unshift(...page)
-        page = yield* store.executions({ ...filter, limit, after: page[0] })
-      }
-      assert.deepStrictEqual(newer, expected)
-    }).pipe(Effect.provide(filled)), { arbitrary: { runs: 40 } })
+  it.layer(filled)((it) => {
+    it.effect.prop("pages put together are the list, forwards and backwards, under any filter", {
+      unit: Schema.optional(Schema.Literals(["model.pull", "engine.start", "none.such"])),
+      domain: Schema.optional(Schema.Literals(["model", "engine"])),
+      outcome: Schema.optional(Schema.Literals(["running", "completed", "failed"])),
+      parentId: Schema.optional(Schema.Literals(["0", "1"])),
+      since: Schema.optional(Schema.Literals([0, 100, 130, 600])),
+      until: Schema.optional(Schema.Literals([100, 131, 2000])),
+      limit: Schema.Int.check(Schema.isBetween({ minimum: 1, maximum: 40 }))
+    }, ({ limit, since, until, ...equal }) =>
+      Effect.gen(function*() {
+        const store = yield* EventStore.EventStore
+        const filter = {
+          ...equal,
+          since: since === undefined ? undefined : DateTime.makeUnsafe(since),
+          until: until === undefined ? undefined : DateTime.makeUnsafe(until)
+        }
+        const expected = (yield* store.executions({ limit: 1000 })).filter((execution) =>
+          (equal.unit === undefined || execution.unit_name === equal.unit) &&
+          (equal.domain === undefined || execution.domain === equal.domain) &&
+          (equal.outcome === undefined || execution.outcome === equal.outcome) &&
+          (equal.parentId === undefined || execution.parent_id === equal.parentId) &&
+          (since === undefined || Date.parse(execution.started_at) >= since) &&
+          (until === undefined || Date.parse(execution.started_at) < until)
+        )
+        const older: Array<EventStore.ExecutionRecord> = []
+        let page = yield* store.executions({ ...filter, limit })
+        while (page.length > 0) {
+          older.push(...page)
+          page = yield* store.executions({ ...filter, limit, before: page.at(-1) })
+        }
+        assert.deepStrictEqual(older, expected)
+        const last = expected.at(-1)
+        if (last === undefined) return
+        const newer = [last]
+        page = yield* store.executions({ ...filter, limit, after: last })
+        while (page.length > 0) {
+          newer.unshift(...page)
+          page = yield* store.executions({ ...filter, limit, after: page[0] })
+        }
+        assert.deepStrictEqual(newer, expected)
+      }), { arbitrary: { runs: 40 }, timeout: 20_000 })
 
-  it.effect("the list is ordered by start, newest first", () =>
-    Effect.gen(function*() {
-      const store = yield* EventStore.EventStore
-      const places = (yield* store.executions({ limit: 1000 })).map((execution) =>
-        [Date.parse(execution.started_at), execution.first_offset] as const
-      )
-      assert.strictEqual(places.length, all.length)
-      assert.deepStrictEqual(places, places.toSorted(([at, offset], [at2, offset2]) => at2 - at || offset2 - offset))
-    }).pipe(Effect.provide(filled)))
+    it.effect("the list is ordered by start, newest first", () =>
+      Effect.gen(function*() {
+        const store = yield* EventStore.EventStore
+        const places = (yield* store.executions({ limit: 1000 })).map((execution) =>
+          [Date.parse(execution.started_at), execution.first_offset] as const
+        )
+        assert.strictEqual(places.length, all.length)
+        assert.deepStrictEqual(places, places.toSorted(([at, offset], [at2, offset2]) => at2 - at || offset2 - offset))
+      }))
+  })
 })
 
 describe("cost", () => {

@@ -77,8 +77,12 @@ export const text = (value: string): string =>
 /** A text that is only shown: what no database can hold gives way to a replacement character. */
 const shown = (value: string): string => value.toWellFormed().replaceAll("\0", "\ufffd")
 
-/** What `text` was made from. */
-const original = (stored: string): string => stored.startsWith("\"") ? String(JSON.parse(stored)) : stored
+/**
+ * What a `text` was made from.
+ *
+ * @internal
+ */
+export const original = (stored: string): string => stored.startsWith("\"") ? String(JSON.parse(stored)) : stored
 
 /**
  * The texts of a stored identity as they were.
