@@ -1,0 +1,94 @@
+import { assert, describe, it } from "@effect/vitest"
+import { CloudEvent } from "cloudevents"
+import { Effect, Redacted, Schema } from "effect"
+import * as DomainEvent from "../src/DomainEvent.ts"
+import { layerNoop } from "../src/EventPublisher.ts"
+import * as Execution from "../src/Execution.ts"
+import { isExecutionEvent } from "../src/ExecutionEvent.ts"
+import { instrument } from "../src/instrument.ts"
+import { layerTest, TestEvents } from "../src/testing/index.ts"
+
+const Shipped = DomainEvent.define("order.shipped", {
+  order_id: Schema.String,
+  at: Schema.Date,
+  token: Schema.optionalKey(Schema.RedactedFromValue(Schema.String))
+})
+
+const ship = instrument(
+  () => Shipped.publish({ order_id: "o-1", at: new Date(0), token: Redacted.make("s3cret-token") }),
+  { name: "order.ship" }
+)
+
+describe("DomainEvent", () => {
+  it.effect("tells what happened inside of an execution, without secrets", () =>
+    Effect.gen(function*() {
+      const test = yield* TestEvents
+      yield* ship().pipe(Execution.annotate({ request_id: "r-1" }))
+      const [started, completed] = yield* test.events
+      const [event] = yield* test.domainEvents
+      assert.deepStrictEqual(DomainEvent.toJson(event!), {
+        type: "order.shipped",
+        id: event!.id,
+        domain: "order",
+        timestamp: "1970-01-01T00:00:00.000Z",
+        correlation_id: started!.correlation_id,
+        root_id: started!.correlation_id,
+        unit_name: "order.ship",
+        attributes: { request_id: "r-1" },
+        source: started!.source,
+        sequence: 2,
+        payload: { order_id: "o-1", at: "1970-01-01T00:00:00.000Z", token: "<redacted>" }
+      })
+      assert.deepStrictEqual([started?.sequence, completed?.sequence], [1, 3])
+    }).pipe(Effect.provide(layerTest)))
+
+  it.effect("stands by itself outside of any execution", () =>
+    Effect.gen(function*() {
+      yield* Shipped.publish({ order_id: "o-2", at: new Date(0) })
+      const [event] = yield* (yield* TestEvents).domainEvents
+      assert.deepStrictEqual([event?.correlation_id, event?.unit_name, event?.payload], [
+        undefined,
+        undefined,
+        { order_id: "o-2", at: "1970-01-01T00:00:00.000Z" }
+      ])
+    }).pipe(Effect.provide(layerTest)))
+
+  it.effect("is never mistaken for a lifecycle event", () =>
+    Effect.gen(function*() {
+      yield* ship()
+      const test = yield* TestEvents
+      const [started] = yield* test.events
+      const [event] = yield* test.domainEvents
+      assert.deepStrictEqual([isExecutionEvent(event), DomainEvent.isDomainEvent(event)], [false, true])
+      assert.deepStrictEqual([isExecutionEvent(started), DomainEvent.isDomainEvent(started)], [true, false])
+      assert.isFalse("event_type" in DomainEvent.toJson(event!))
+    }).pipe(Effect.provide(layerTest)))
+
+  it.effect("round-trips through JSON and CloudEvents", () =>
+    Effect.gen(function*() {
+      yield* ship()
+      const [event] = yield* (yield* TestEvents).domainEvents
+      const json: unknown = JSON.parse(JSON.stringify(DomainEvent.toJson(event!)))
+      assert.deepStrictEqual(DomainEvent.toJson(yield* DomainEvent.fromJson(json)), json)
+      const sdk = new CloudEvent({ ...DomainEvent.toCloudEvent(event!) }, true)
+      assert.strictEqual(sdk.type, "effect-units.order.shipped")
+      assert.deepStrictEqual(
+        DomainEvent.toJson(yield* DomainEvent.fromCloudEvent(JSON.parse(sdk.toString()))),
+        json
+      )
+    }).pipe(Effect.provide(layerTest)))
+
+  it.effect.prop(
+    "round-trips through its Schema",
+    { event: DomainEvent.DomainEvent },
+    ({ event }) =>
+      Effect.gen(function*() {
+        const json: unknown = JSON.parse(JSON.stringify(DomainEvent.toJson(event)))
+        // Text against text, as JSON has no negative zero.
+        assert.strictEqual(JSON.stringify(DomainEvent.toJson(yield* DomainEvent.fromJson(json))), JSON.stringify(json))
+      }),
+    { arbitrary: { runs: 50 } }
+  )
+
+  it.effect("costs nothing under the noop publisher", () => Effect.provide(ship(), layerNoop))
+})
