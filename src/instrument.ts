@@ -6,13 +6,12 @@
  *
  * @since 0.1.0
  */
-import * as Effect from "effect/Effect"
+import type * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
-import type * as Schema from "effect/Schema"
 import type * as Stream from "effect/Stream"
 import type { EventPublisher } from "./EventPublisher.ts"
-import * as Encode from "./internal/encode.ts"
 import { Run, type Runnable, runStream } from "./internal/run.ts"
+import { chunkCount, runnable } from "./internal/runnable.ts"
 import type { Top } from "./internal/types.ts"
 
 /**
@@ -33,31 +32,6 @@ export interface Options {
   /** The same for the failures. */
   readonly error?: Top | undefined
 }
-
-const domainOf = (name: string): string => {
-  const dot = name.indexOf(".")
-  return dot === -1 ? name : name.slice(0, dot)
-}
-
-const encoder = (schema: Top | undefined): Encode.Encoder => schema === undefined ? Encode.unknown : Encode.make(schema)
-
-/**
- * @internal
- */
-export const runnable = <In, Checked, Invalid>(
-  options: Options,
-  prepare: (input: In) => Effect.Effect<Checked, Invalid>
-): Runnable<In, Checked, Invalid> => ({
-  name: options.name,
-  domain: domainOf(options.name),
-  kind: options.kind ?? "command",
-  encodeInput: encoder(options.input),
-  encodeOutput: encoder(options.output),
-  encodeError: encoder(options.error),
-  hasSecrets: options.input !== undefined && Encode.containsSecret((options.input satisfies Schema.Top).ast),
-  prepare,
-  tally: undefined
-})
 
 const succeed = <A>(value: A): Exit.Exit<A> => Exit.succeed(value)
 
@@ -175,11 +149,3 @@ export interface ValueOptions {
 }
 
 const optionsOf = ({ kind, name }: ValueOptions): Options => ({ name, kind })
-
-/**
- * @internal
- */
-export const chunkCount = {
-  initial: (): { readonly chunks: number } => ({ chunks: 0 }),
-  step: ({ chunks }: { readonly chunks: number }): { readonly chunks: number } => ({ chunks: chunks + 1 })
-}

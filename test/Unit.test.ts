@@ -255,7 +255,14 @@ describe("Unit", () => {
         handler: () => Effect.succeed({})
       })
       // @ts-expect-error - a name has a domain
-      Unit.command("charge", { description: "", input: {}, output: {}, errors: [], handler: () => Effect.succeed({}) })
+      const bare = Unit.command("charge", {
+        description: "",
+        input: {},
+        output: {},
+        errors: [],
+        handler: () => Effect.succeed({})
+      })
+      assert.strictEqual(bare.domain, "charge")
     })
   })
 })

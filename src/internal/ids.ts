@@ -43,6 +43,7 @@ const prefix = (millis: number): string => {
 /** @internal */
 export const uuidV7 = (millis: number): string => {
   const bits = word()
+  // In bounds: twelve bits index the triples, and two of the other four the variants.
   return prefix(millis) + triples[bits & 0xfff]! + "-" + variants[bits >> 14]! + triple() + "-" + triple() + triple() +
     triple() + triple()
 }

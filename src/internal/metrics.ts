@@ -59,6 +59,7 @@ export class Tally {
     let bucket = 0
     // In bounds by the first condition. Most executions are short, so the search from the bottom is the fast one.
     while (bucket < boundaries.length && millis > boundaries[bucket]!) bucket++
+    // There is one bucket more than boundaries.
     this.buckets[bucket]!++
     this.sum += millis
     if (millis < this.min) this.min = millis
@@ -68,7 +69,10 @@ export class Tally {
   durations(): Metric.HistogramState {
     let cumulated = 0
     return {
-      buckets: boundaries.map((boundary, index) => [boundary, cumulated += this.buckets[index]!] as [number, number]),
+      buckets: boundaries.map((boundary, index): [number, number] => {
+        cumulated += this.buckets[index] ?? 0
+        return [boundary, cumulated]
+      }),
       count: this.completed + this.failed + this.died + this.interrupted,
       min: this.min,
       max: this.max,
