@@ -36,6 +36,8 @@ export interface Case<U extends Unit.Any, R> {
   readonly meanwhile?: Effect.Effect<unknown, unknown, R | Scope.Scope>
   /** The types of the domain events that the unit publishes. */
   readonly tells?: ReadonlyArray<string>
+  /** That tables or files are others afterwards, although the unit did not complete. */
+  readonly leavesTraces?: boolean
 }
 
 type Tag<E> = E extends { readonly _tag: infer T extends string } ? T : never
@@ -77,6 +79,7 @@ export interface Life {
   readonly unit: Unit.Any
   readonly end: "completed" | "interrupted" | { readonly tag: string }
   readonly tells: ReadonlyArray<string>
+  readonly leavesTraces: boolean
   readonly run: (by: "call" | "wire") => Effect.Effect<Observed>
 }
 
@@ -107,12 +110,12 @@ export const domain = <R>(layer: Layer.Layer<R | Host, unknown>) => {
     unit,
     end,
     tells: shown.tells ?? [],
+    leavesTraces: shown.leavesTraces ?? false,
     run: (by) =>
       Effect.suspend(() => {
         const sinks = makeSinks()
         return observe(unit, end, shown, by, sinks).pipe(
-          Effect.provide(Layer.provideMerge(layer, sinks.layer)),
-          Effect.provide(EventPublisher.combine(Testing.layerTest, EventPublisher.layerConsole)),
+          Effect.provide(Layer.provideMerge(layer, Layer.merge(sinks.layer, publisher))),
           Random.withSeed("lives"),
           Effect.scoped,
           Effect.orDie
@@ -126,6 +129,8 @@ export const domain = <R>(layer: Layer.Layer<R | Host, unknown>) => {
     life(unit, "interrupted", lives.interrupted)
   ]
 }
+
+const publisher = EventPublisher.combine(Testing.layerTest, EventPublisher.layerConsole)
 
 /** Where else than into events something could get: logs of every level, and spans. */
 const makeSinks = () => {
@@ -243,7 +248,7 @@ const snapshot = (directory: string): string => {
   const db = new DatabaseSync(path.join(directory, "units.db"), { readOnly: true })
   try {
     const tables = db.prepare("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name").all()
-    const rows = tables.map(({ name }) => [name, db.prepare(`SELECT * FROM "${name}"`).all()])
+    const rows = tables.map(({ name }) => [name, db.prepare(`SELECT * FROM "${String(name)}"`).all()])
     const files = fs.readdirSync(directory, { recursive: true, withFileTypes: true })
       .filter((entry) => entry.isFile() && !entry.name.startsWith("units.db"))
       .map(({ name, parentPath }) => path.join(parentPath, name)).sort()

@@ -12,7 +12,7 @@ import { SqliteError } from "../src/backends/Sqlite.ts"
 import * as EventPublisher from "../src/EventPublisher.ts"
 import * as Model from "../src/model/index.ts"
 import { layerEmbedded } from "../src/node.ts"
-import { catalog } from "../src/units.ts"
+import type { catalog } from "../src/units.ts"
 import { tinyGguf } from "./model/files.ts"
 import * as HubServer from "./model/HubServer.ts"
 
@@ -156,7 +156,7 @@ describe("layerEmbedded", () => {
         )
       }).pipe(Effect.provide(embedded({ directory, hubs })))
       assert.deepStrictEqual(fs.readdirSync(path.join(directory, "models", model_id)), ["tiny.gguf"])
-    }))
+    }), 30_000)
 
   it.effect("closes its database with its scope", () =>
     Effect.gen(function*() {

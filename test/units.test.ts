@@ -67,7 +67,9 @@ for (const unit of catalog.units) {
           const called = yield* life.run("call")
           yield* assertEnd(life, called)
           assertNoSecrets(called)
-          if (unit.kind === "query") assert.strictEqual(called.after, called.before)
+          if (unit.kind === "query" || (life.end !== "completed" && !life.leavesTraces)) {
+            assert.strictEqual(called.after, called.before)
+          }
           const wired = yield* life.run("wire")
           yield* assertEnd(life, wired)
           assertNoSecrets(wired)

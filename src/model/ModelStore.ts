@@ -118,7 +118,7 @@ export class ModelStoreError extends Schema.TaggedError<ModelStoreError>("effect
   { operation: Schema.String, retryable: Schema.Boolean, cause: Schema.Defect() }
 ) {
   override get message(): string {
-    const detail = Predicate.hasProperty(this.cause, "message") ? this.cause.message : "no reason is known"
+    const detail = Predicate.hasProperty(this.cause, "message") ? String(this.cause.message) : "no reason is known"
     return `The register of models could not be used to ${this.operation}: ${detail}. Check the database and its disk`
   }
 }
@@ -358,8 +358,8 @@ const make = Effect.fnUntraced(function*(options: Options) {
         return { model: yield* create({ ...model, name: `${model.name}@${id}` }, id), created: true }
       })).pipe(Effect.catchTag(["SqlError", "SchemaError"], (error) => failing("register a pull")(error))),
     get: (id) => find(id).pipe(Effect.catchTag(["SqlError", "SchemaError"], (error) => failing("read a model")(error))),
-    list: ({ format, limit, offset, status, type }) =>
-      Effect.gen(function*() {
+    list: Effect.fnUntraced(
+      function*({ format, limit, offset, status, type }) {
         const now = yield* Clock.currentTimeMillis
         // The status that readers see; see `toModel`.
         const shown = sql`CASE
@@ -379,9 +379,11 @@ const make = Effect.fnUntraced(function*(options: Options) {
           ORDER BY page.created_at, page.id`
         const items = yield* Effect.forEach(rows.filter((row) => row.id !== null), toModel)
         return { items, total: Number(rows[0]?.total) }
-      }).pipe(Effect.catchTag(["SqlError", "SchemaError"], (error) => failing("list models")(error))),
-    change: (id, change) =>
-      Effect.gen(function*() {
+      },
+      Effect.catchTag(["SqlError", "SchemaError"], (error) => failing("list models")(error))
+    ),
+    change: Effect.fnUntraced(
+      function*(id, change) {
         const model = yield* find(id)
         const changed: StoredModel = { ...model, ...change, updated_at: yield* unixSeconds }
         const { id: _, status, ...values } = yield* columns(changed)
@@ -389,10 +391,10 @@ const make = Effect.fnUntraced(function*(options: Options) {
         const set = change.status === undefined ? values : { ...values, status }
         yield* sql`UPDATE effect_units_models SET ${sql.update(set)} WHERE id = ${id}`
         return changed
-      }).pipe(
-        sql.withTransaction,
-        Effect.catchTag(["SqlError", "SchemaError"], (error) => failing("change a model")(error))
-      ),
+      },
+      sql.withTransaction,
+      Effect.catchTag(["SqlError", "SchemaError"], (error) => failing("change a model")(error))
+    ),
     remove: (id) =>
       sql`DELETE FROM effect_units_models WHERE id = ${id}`.pipe(
         Effect.asVoid,

@@ -13,7 +13,7 @@ import { InternalError, InvalidInput, RateLimited } from "../../src/UnitError.ts
 import { catalog } from "../../src/units.ts"
 import { gguf, llamaConfig, llamaTensors, safetensors, string, tinyGguf, tinySafetensors } from "./files.ts"
 import * as HubServer from "./HubServer.ts"
-import { breakDatabase, layer, tokens, World, write } from "./world.ts"
+import { breakDatabase, layer, onDisk, tokens, World, write } from "./world.ts"
 
 type Services = Layer.Success<typeof layer> | EventPublisher | Testing.TestEvents
 
@@ -380,11 +380,7 @@ const halted = Effect.fnUntraced(function*() {
   const fiber = yield* Effect.forkChild(Model.pull(tiny))
   yield* stalled
   const { items: [model] } = yield* Model.list({ status: "pulling" })
-  // What the server has sent is on disk once the pull has read it.
-  const part = path.join((yield* World).directory, "models", model!.id, "q/tiny.gguf.part")
-  while (!fs.existsSync(part) || fs.statSync(part).size < 700) {
-    yield* Effect.promise(() => new Promise((resolve) => setImmediate(resolve)))
-  }
+  yield* onDisk(model!.id, "q/tiny.gguf", 700)
   return { fiber, model_id: model!.id }
 })
 
@@ -812,7 +808,7 @@ describe("model.pull", () => {
       yield* Model.delete({ model_id: theirs.model_id })
       assert.deepStrictEqual(
         JSON.parse(hub.requests.findLast(({ url }) => url === "/api/delete")?.body ?? ""),
-        { model: "registry.test/v2/library/tiny" + ":latest" }
+        { model: "registry.test/v2/library/tiny:latest" }
       )
       assert.deepStrictEqual((yield* Model.verify(ours)).issues, [])
     })

@@ -5,7 +5,7 @@ import * as Model from "../../src/model/index.ts"
 import { domain } from "../lives.ts"
 import { llamaConfig, tinyGguf, tinySafetensors } from "./files.ts"
 import type * as HubServer from "./HubServer.ts"
-import { breakDatabase, holdDatabase, layer, World, write } from "./world.ts"
+import { breakDatabase, holdDatabase, layer, onDisk, World, write } from "./world.ts"
 
 const lives = domain(layer)
 
@@ -42,6 +42,7 @@ const pulling = Effect.gen(function*() {
   yield* Effect.forkScoped(Model.pull(pull))
   yield* waiting
   const { items: [model] } = yield* Model.list()
+  yield* onDisk(model!.id, "tiny.gguf", 100)
   return { model_id: model!.id }
 })
 
@@ -98,10 +99,15 @@ export const modelLives = [
     },
     failures: {
       PullInProgress: { given: Effect.as(pulling, pull) },
-      ModelPullFailed: { given: Effect.succeed(pull), tells: ["model.created", "model.pull_progress"] },
+      ModelPullFailed: {
+        given: Effect.succeed(pull),
+        tells: ["model.created", "model.pull_progress"],
+        leavesTraces: true
+      },
       RateLimited: {
         given: Effect.as(hub({ "tiny.gguf": limited }), pull),
-        tells: ["model.created", "model.pull_progress", "model.pull_progress"]
+        tells: ["model.created", "model.pull_progress", "model.pull_progress"],
+        leavesTraces: true
       },
       InternalError: broken(pull),
       InvalidInput: { given: Effect.succeed({ ...pull, mirror: "https://me:ms_marker_of_a_secret@hub.test" }) }
@@ -109,7 +115,8 @@ export const modelLives = [
     interrupted: {
       given: Effect.as(hub({ "tiny.gguf": { kind: "stall", after: 100 } }), pull),
       meanwhile: waiting,
-      tells: ["model.created", "model.pull_progress", "model.pull_progress"]
+      tells: ["model.created", "model.pull_progress", "model.pull_progress"],
+      leavesTraces: true
     }
   }),
   ...lives(Model.import, {

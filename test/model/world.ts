@@ -60,6 +60,14 @@ export const write = Effect.fnUntraced(function*(name: string, content: string |
   return file
 })
 
+/** Waits until so many bytes of a file that is being pulled are on disk: what a hub has sent is there a little later. */
+export const onDisk = Effect.fnUntraced(function*(model_id: string, name: string, bytes: number) {
+  const part = path.join((yield* World).directory, "models", model_id, `${name}.part`)
+  while (!fs.existsSync(part) || fs.statSync(part).size < bytes) {
+    yield* Effect.promise(() => new Promise((resolve) => setImmediate(resolve)))
+  }
+})
+
 /** Takes the connection to the database away until the scope closes: who needs it waits. */
 export const holdDatabase = Effect.gen(function*() {
   const sql = yield* SqlClient.SqlClient
