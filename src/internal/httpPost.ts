@@ -8,6 +8,7 @@ import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import { constTrue } from "effect/Function"
 import * as FetchHttpClient from "effect/http/FetchHttpClient"
 import * as Headers from "effect/http/Headers"
 import * as HttpClient from "effect/http/HttpClient"
@@ -107,6 +108,8 @@ export const make: Effect.Effect<Post, never, HttpClient.HttpClient> = Effect.ge
   const client = HttpClient.withScope(yield* HttpClient.HttpClient)
   const requestInit = Option.getOrElse(yield* Effect.serviceOption(FetchHttpClient.RequestInit), () => ({}))
   const services = Context.make(FetchHttpClient.RequestInit, { ...requestInit, redirect: "manual" as const }).pipe(
+    // Without this the client tells the server of a span, even of one that is not recorded.
+    Context.add(HttpClient.TracerDisabledWhen, constTrue),
     Context.add(Execution.Surroundings, publishing)
   )
   return (request, timeout) =>

@@ -65,9 +65,8 @@ const special = (() => {
  * @internal
  */
 export const isPublic = (address: string): boolean => {
-  const [bare = ""] = address.split("%")
-  const family = Net.isIP(bare)
-  return family !== 0 && !special.check(bare, family === 6 ? "ipv6" : "ipv4")
+  const family = Net.isIP(address)
+  return family !== 0 && !special.check(address, family === 6 ? "ipv6" : "ipv4")
 }
 
 /**

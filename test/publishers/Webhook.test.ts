@@ -1,7 +1,21 @@
 import { NodeHttpClient } from "@effect/platform-node"
 import { assert, describe, it } from "@effect/vitest"
 import { HTTP } from "cloudevents"
-import { Cause, Context, Deferred, Effect, Exit, Fiber, Layer, Logger, Metric, Redacted, Schedule, Scope } from "effect"
+import {
+  Cause,
+  Context,
+  Deferred,
+  Effect,
+  Exit,
+  Fiber,
+  Layer,
+  Logger,
+  Metric,
+  Redacted,
+  Schedule,
+  Scope,
+  Tracer
+} from "effect"
 import { FetchHttpClient, HttpClient } from "effect/http"
 import { TestClock } from "effect/testing"
 import { createHmac } from "node:crypto"
@@ -236,6 +250,7 @@ describe("what is sent", () => {
       assert.match(String(request.headers["webhook-signature"]), /^v1,\S{44} v1,\S{44}$/)
       for (const one of [secret, other]) assert.deepStrictEqual(ids(yield* read(request, [one])), ["event-0"])
       const stranger = Redacted.make(`whsec_${Buffer.alloc(24, 1).toString("base64")}`)
+      assert.deepStrictEqual(ids(yield* read(request, [stranger, other])), ["event-0"])
       assert.deepStrictEqual(
         yield* Effect.flip(read(request, [stranger])),
         new Webhook.WebhookError({ reason: new Webhook.SignatureMismatch() })
@@ -254,6 +269,32 @@ describe("what is sent", () => {
       assert.match(String(request.headers["webhook-id"]), /^[0-9a-f]{64}$/)
       assert.strictEqual(request.headers["x-tenant"], "t")
       assert.deepStrictEqual(ids(yield* read(request)), ["a.1\r\nx: y"])
+    }))
+})
+
+describe("tracing", () => {
+  it.effect("a request makes no span, which would show its address, and tells the endpoint of none", () =>
+    Effect.gen(function*() {
+      const receiver = yield* server()
+      const spans: Array<string> = []
+      const tracer = Tracer.make({
+        span: (options) => {
+          spans.push(options.name)
+          return new Tracer.NativeSpan(options)
+        }
+      })
+      // A client that makes spans of its own, too.
+      const client = Layer.effect(
+        HttpClient.HttpClient,
+        Effect.map(HttpClient.HttpClient, HttpClient.transform(Effect.withSpan("client")))
+      ).pipe(Layer.provide(FetchHttpClient.layer))
+      const request = yield* Effect.gen(function*() {
+        const { publisher } = yield* publishing([{ url: receiver.url }], { client })
+        yield* offerAll(publisher, many(1))
+        return yield* next(receiver)
+      }).pipe(Effect.withSpan("application"), Effect.withTracer(tracer))
+      assert.deepStrictEqual(spans, ["application"])
+      assert.isUndefined(request.headers["traceparent"])
     }))
 })
 
@@ -389,7 +430,7 @@ describe("what goes wrong on the way", () => {
               if (!response.write(chunk)) return void response.once("drain", more)
             }
           }
-          socket.once("close", () => Effect.runSync(Deferred.succeed(sent, bytes)))
+          socket.once("close", () => Deferred.doneUnsafe(sent, Exit.succeed(bytes)))
           more()
         })
         const made = yield* publishing([{ url: receiver.url }], { client })
@@ -504,6 +545,33 @@ describe("what goes wrong on the way", () => {
       yield* inState(made, "receiver", { status: "retrying" })
       const [state] = yield* made.control.list
       assert.deepStrictEqual(state!.error!.reason, new Webhook.Redirected({ status: 204 }))
+    }))
+
+  it.effect("units that the client itself runs are not published, or there would be no end", () =>
+    Effect.gen(function*() {
+      const receiver = yield* server()
+      const own = yield* Deferred.make<EventPublisher.Publisher>()
+      const reporting = Layer.effect(
+        HttpClient.HttpClient,
+        Effect.map(
+          HttpClient.HttpClient,
+          HttpClient.transform((effect) =>
+            Effect.flatMap(
+              Deferred.await(own),
+              (publisher) =>
+                Effect.andThen(Effect.provideService(double(1), EventPublisher.EventPublisher, publisher), effect)
+            )
+          )
+        )
+      ).pipe(Layer.provide(FetchHttpClient.layer))
+      const { close, publisher } = yield* publishing([{ url: receiver.url }], { client: reporting })
+      yield* Deferred.succeed(own, publisher)
+      yield* offerAll(publisher, many(3))
+      yield* close
+      assert.deepStrictEqual(
+        receiver.received.map(({ headers }) => headers["webhook-id"]),
+        ["event-0", "event-1", "event-2"]
+      )
     }))
 
   it.effect("a client that dies is a failure, and the endpoint goes on", () =>
@@ -848,6 +916,17 @@ describe("the buffer", () => {
       yield* offerAll(made.publisher, many(1))
     }))
 
+  it.effect("a parked endpoint does not hold up the end of the scope", () =>
+    Effect.gen(function*() {
+      const receiver = yield* server()
+      receiver.always("/", WebhookServer.status(410))
+      const made = yield* publishing([{ url: receiver.url }])
+      yield* offerAll(made.publisher, many(1))
+      yield* inState(made, "receiver", { status: "parked" })
+      yield* made.close
+      assert.strictEqual(yield* made.count("effect_units_events_dropped", { buffer: "webhook receiver" }), 1)
+    }))
+
   it.effect("an endpoint that would be parked while the scope closes does not hold it up", () =>
     Effect.gen(function*() {
       const receiver = yield* server()
@@ -1101,12 +1180,14 @@ describe("receiving", () => {
       const claim = (id: string, until = 1000) => seen.claim(id, until)
       assert.deepStrictEqual([yield* claim("a"), yield* claim("b"), yield* claim("a")], ["new", "new", "claimed"])
       assert.strictEqual(yield* claim("c"), "new")
-      assert.strictEqual(yield* claim("c"), "claimed")
-      yield* seen.settle("c", true)
-      assert.strictEqual(yield* claim("c"), "handled")
+      assert.deepStrictEqual([yield* claim("c"), yield* claim("b"), yield* claim("a")], ["claimed", "claimed", "new"])
+      // Which took the place of the one that came before.
+      assert.strictEqual(yield* claim("b"), "new")
+      yield* seen.settle("b", true)
+      assert.strictEqual(yield* claim("b"), "handled")
       yield* seen.settle("unknown", true)
       yield* TestClock.setTime(1001)
-      assert.strictEqual(yield* claim("c", 2000), "new")
+      assert.strictEqual(yield* claim("b", 2000), "new")
     }))
 
   it.effect("without a store of its own, a receiver uses that of the process", () =>
