@@ -11,7 +11,9 @@ import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import * as Metric from "effect/Metric"
 import type * as Pull from "effect/Pull"
+import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import type { DomainEvent } from "./DomainEvent.ts"
@@ -256,6 +258,11 @@ const keepsNothing = (): SubscribeError =>
  * Events come in the order in which they were published. The stream ends when the bus's scope closes. Use
  * `EventBus.subscription` where the subscription has to exist before something else begins.
  *
+ * **Gotchas**
+ *
+ * Events come in chunks. A consumer that fails with one and runs the stream again does not get the rest of its chunk: see to the
+ * failures of each event by itself, or use `listen`, which does.
+ *
  * **Example** (Watching for failures)
  *
  * ```ts
@@ -269,6 +276,68 @@ const keepsNothing = (): SubscribeError =>
  */
 export const subscribe = (options?: Options): Stream.Stream<ExecutionEvent, never, EventBus> =>
   Stream.unwrap(EventBus.use((bus) => bus.subscription(options)))
+
+/**
+ * Settings of `listen`.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface ListenOptions extends Options {
+  /** When an event is handled again whose handler failed or died. Default: three times, after 100, 200 and 400 ms. */
+  readonly retry?: Schedule.Schedule<unknown> | undefined
+}
+
+const defaultRetry = Schedule.exponential("100 millis").pipe(Schedule.upTo({ times: 3 }))
+
+/**
+ * Handles the lifecycle events one after the other, from the moment it runs until the bus's scope closes, whatever becomes of each.
+ *
+ * **Details**
+ *
+ * A handler that fails or dies gets the same event again, by `retry`; then the event is given up, which is counted in
+ * `effect_units_listener_failures` and logged once per streak, and the handler gets the next one. Meanwhile events wait, as for any
+ * slow subscriber.
+ *
+ * **Example** (Mailing about failures)
+ *
+ * ```ts
+ * const mailer = EventBus.listen((event) => sendMail(event.unit_name), { types: ["execution_failed"] })
+ * const program = Effect.andThen(Effect.forkScoped(mailer), serve)
+ * ```
+ *
+ * @category streams
+ * @since 0.1.0
+ */
+export const listen = <E, R>(
+  handle: (event: ExecutionEvent) => Effect.Effect<void, E, R>,
+  options?: ListenOptions
+): Effect.Effect<void, never, R | EventBus> =>
+  Effect.suspend(() => {
+    let failing = false
+    const given = Effect.sync(() => {
+      failing = false
+    })
+    const givenUp = (cause: Cause.Cause<E>): Effect.Effect<void> =>
+      Effect.suspend(() => {
+        const counted = Metric.update(Metrics.listenerFailures, 1)
+        if (failing) return counted
+        failing = true
+        return Effect.andThen(
+          counted,
+          Effect.logWarning(
+            "A listener of the event bus gave an event up; further ones are counted in effect_units_listener_failures.",
+            cause
+          )
+        )
+      })
+    return Stream.runForEach(subscribe(options), (event) =>
+      Effect.suspend(() => handle(event)).pipe(
+        Effect.sandbox,
+        Effect.retry(options?.retry ?? defaultRetry),
+        Effect.matchEffect({ onSuccess: () => given, onFailure: givenUp })
+      ))
+  })
 
 /**
  * The domain events from the moment the stream is first pulled; see `subscribe`.

@@ -14,6 +14,7 @@ import {
   Scope,
   Stream
 } from "effect"
+import { TestClock } from "effect/testing"
 import * as DomainEvent from "../src/DomainEvent.ts"
 import * as EventBus from "../src/EventBus.ts"
 import * as EventPublisher from "../src/EventPublisher.ts"
@@ -450,6 +451,116 @@ describe("a defective listener", () => {
         ))
       assert.deepStrictEqual(handled, [1, 3, 4, 5])
     }))
+})
+
+describe("listen", () => {
+  /** A listener on a bus, and what it does with events until the bus closes. */
+  const listening = Effect.fnUntraced(function*<E>(
+    handle: (event: ExecutionEvent) => Effect.Effect<void, E>,
+    options?: EventBus.ListenOptions
+  ) {
+    const registry: Metric.MetricRegistry = new Map()
+    const lines: Array<unknown> = []
+    const logger = Logger.make(({ message }) => void lines.push(message))
+    const { bus, close } = yield* makeBus
+    const fiber = yield* EventBus.listen(handle, options).pipe(
+      Effect.provideService(EventBus.EventBus, bus),
+      Effect.provideService(Metric.MetricRegistry, registry),
+      Effect.provide(Logger.layer([logger])),
+      Effect.forkChild({ startImmediately: true })
+    )
+    const failures = () =>
+      Metric.snapshotUnsafe(Context.make(Metric.MetricRegistry, registry)).flatMap(({ id, state }) =>
+        id === "effect_units_listener_failures" && "count" in state ? [state.count] : []
+      )
+    return { bus, ended: Effect.andThen(close, Fiber.join(fiber)), failures, fiber, lines }
+  })
+
+  it.effect("handles one event after the other, until the bus closes", () =>
+    Effect.gen(function*() {
+      const handled: Array<number> = []
+      const { bus, ended, failures } = yield* listening(
+        (event) => Effect.andThen(Effect.yieldNow, Effect.sync(() => void handled.push(event.sequence))),
+        { units: ["test.nth"] }
+      )
+      for (const n of range(1, 1000)) bus.publish(nth(n))
+      bus.publish({ ...nth(0), unit_name: "test.other" })
+      yield* ended
+      assert.deepStrictEqual([handled, failures()], [range(1, 1000), []])
+    }))
+
+  for (
+    const [name, defect] of [
+      ["fails", () => Effect.fail("no")],
+      ["dies", () => Effect.die("no")],
+      ["interrupts itself", () => Effect.interrupt],
+      [
+        "throws",
+        () => {
+          throw new Error("no")
+        }
+      ]
+    ] as const
+  ) {
+    it.effect(`tries an event again whose handler ${name}, gives it up, and goes on with the next`, () =>
+      Effect.gen(function*() {
+        const handled: Array<string> = []
+        const { bus, ended, failures, lines } = yield* listening((event): Effect.Effect<void, string> => {
+          if (event.sequence % 3 === 2) {
+            handled.push(`${event.sequence} fails`)
+            return defect()
+          }
+          return Effect.sync(() => void handled.push(String(event.sequence)))
+        })
+        for (const n of range(1, 5)) bus.publish(nth(n))
+        yield* Effect.yieldNow
+        assert.deepStrictEqual(handled, ["1", "2 fails"])
+        yield* TestClock.adjust("299 millis")
+        assert.deepStrictEqual(handled, ["1", "2 fails", "2 fails"])
+        yield* TestClock.adjust("401 millis")
+        const four = Array(4).fill("2 fails")
+        assert.deepStrictEqual(handled, ["1", ...four, "3", "4", "5 fails"])
+        assert.deepStrictEqual(failures(), [1])
+        yield* TestClock.adjust("700 millis")
+        yield* ended
+        assert.deepStrictEqual(failures(), [2])
+        // The success between them has ended the first streak.
+        assert.strictEqual(lines.length, 2)
+      }))
+  }
+
+  it.effect("counts every event that it gives up, and logs the first of a streak", () =>
+    Effect.gen(function*() {
+      const { bus, ended, failures, lines } = yield* listening(() => Effect.die("always"), {
+        retry: Schedule.recurs(0)
+      })
+      for (const n of range(1, 1000)) bus.publish(nth(n))
+      yield* ended
+      assert.deepStrictEqual([failures(), lines.length], [[1000], 1])
+    }))
+
+  it.effect("goes on where a retry succeeds, and counts nothing", () =>
+    Effect.gen(function*() {
+      let tries = 0
+      const { bus, ended, failures } = yield* listening(() => ++tries < 3 ? Effect.fail("not yet") : Effect.void, {
+        retry: Schedule.recurs(5)
+      })
+      bus.publish(nth(1))
+      yield* ended
+      assert.deepStrictEqual([tries, failures()], [3, []])
+    }))
+
+  it.effect("ends with the fiber that it runs in, in the midst of a handler and of a pause", () =>
+    Effect.gen(function*() {
+      const bus = yield* EventBus.EventBus
+      for (const handle of [() => Effect.never, () => Effect.fail("no")]) {
+        const fiber = yield* Effect.forkChild(EventBus.listen(handle), { startImmediately: true })
+        bus.publish(nth(1))
+        yield* Effect.yieldNow
+        yield* Fiber.interrupt(fiber)
+        assert.strictEqual(yield* bus.subscribers, 0)
+      }
+    }).pipe(Effect.provide(EventBus.layer)))
 })
 
 describe("a subscriber that comes while executions run", () => {

@@ -153,6 +153,16 @@ export const publishFailures = (reason: string): Metric.Counter<number> => {
 }
 
 /**
+ * Events that a listener of the bus gave up, as its handler failed with them.
+ *
+ * @internal
+ */
+export const listenerFailures: Metric.Counter<number> = Metric.counter("effect_units_listener_failures", {
+  description: "Events that a listener failed to handle",
+  incremental: true
+})
+
+/**
  * Events that a full buffer did not take, or gave up for newer ones.
  *
  * @internal
