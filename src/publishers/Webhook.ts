@@ -100,7 +100,7 @@ export interface Endpoint {
   readonly timeout?: Duration.Input | undefined
   /**
    * When to try again. An endpoint whose delivery still fails when the schedule is over is parked. Default: 9 times, after a second at
-   * first, then after twice as long each time, at most 5 minutes, each give or take a fifth.
+   * first, then after twice as long each time, give or take a fifth: some eight minutes in all.
    */
   readonly retry?: Schedule.Schedule<unknown, WebhookError> | undefined
   /** The longest `Retry-After` that is waited out; for a longer one the next attempt comes after this. Default 1 hour. */
@@ -471,13 +471,7 @@ const parkedOf = (endpoint: string) =>
     attributes: { endpoint }
   })
 
-const maxDelay = Duration.minutes(5)
-
-const defaultRetry = Schedule.exponential("1 second").pipe(
-  Schedule.modifyDelay(({ duration }) => Effect.succeed(Duration.min(duration, maxDelay))),
-  Schedule.jittered,
-  Schedule.upTo({ times: 9 })
-)
+const defaultRetry = Schedule.exponential("1 second").pipe(Schedule.jittered, Schedule.upTo({ times: 9 }))
 
 const maxBatchBytes = 1024 * 1024
 

@@ -564,10 +564,10 @@ describe("what goes wrong on the way", () => {
           )
         )
       ).pipe(Layer.provide(FetchHttpClient.layer))
-      const { close, publisher } = yield* publishing([{ url: receiver.url }], { client: reporting })
-      yield* Deferred.succeed(own, publisher)
-      yield* offerAll(publisher, many(3))
-      yield* close
+      const made = yield* publishing([{ url: receiver.url }], { client: reporting })
+      yield* Deferred.succeed(own, made.publisher)
+      yield* offerAll(made.publisher, many(3))
+      yield* inState(made, "receiver", { waiting: 0 })
       assert.deepStrictEqual(
         receiver.received.map(({ headers }) => headers["webhook-id"]),
         ["event-0", "event-1", "event-2"]
