@@ -13,7 +13,18 @@ import type { ExecutionEvent } from "../ExecutionEvent.ts"
 import { isExecutionEvent } from "../ExecutionEvent.ts"
 import { executionsOf, type ObservedExecution, violations } from "./lifecycle.ts"
 
+export * as Faults from "./Faults.ts"
 export { executionsOf, type ObservedExecution, violations } from "./lifecycle.ts"
+export { Nonconformance } from "./Nonconformance.ts"
+export {
+  type ConformanceCase,
+  conformanceCases,
+  type ConformanceOptions,
+  type Figures,
+  type Promises,
+  publisherSuite,
+  type Vitest
+} from "./publisherSuite.ts"
 
 /**
  * The events that `layerTest` recorded.
