@@ -53,7 +53,10 @@ export class ModelAlreadyExists
 export class ModelPullFailed
   extends UnitError.make<ModelPullFailed>()("ModelPullFailed", { code: "00102", retryable: false }, {
     model_id: Schema.String,
-    /** The kind of failure, such as `RepoNotFound`, `Gated`, `Network`, `DiskFull`, `ChecksumMismatch`. */
+    /**
+     * The kind of failure: that of the hub, such as `RepoNotFound`, `Gated`, `Network`, `DiskFull`, `ChecksumMismatch`; or `Busy` with
+     * a check or a delete, `Cancelled` or `Deleted` by a delete.
+     */
     reason: Schema.String,
     detail: Schema.String,
     /** True for what can pass by itself: a network that breaks, a hub that is down. */
