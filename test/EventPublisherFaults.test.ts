@@ -146,6 +146,18 @@ describe("open", () => {
       }))
   }
 
+  for (const { after, name, publish, reason } of faults) {
+    it.effect(`a stream gives its elements at once whose events meet a publisher that ${name}`, () =>
+      Effect.gen(function*() {
+        const world = yield* makeWorld(faulty("open", publish).layer)
+        const stream = instrumentStream(Stream.make(1, 2, 3), { name: "test.stream" })
+        const ended = yield* timed(world.run(Stream.runCollect(stream)), 0)
+        assert.deepStrictEqual(ended, { exit: Exit.succeed([1, 2, 3]), millis: 0 })
+        yield* TestClock.adjust(2 * after)
+        assert.deepStrictEqual(world.counts(), { "executions completed": 1, [`failures ${reason}`]: 2 })
+      }))
+  }
+
   it.effect("a slow publisher delays no unit, and gets everything in order", () =>
     Effect.gen(function*() {
       const published: Array<number> = []
@@ -371,6 +383,39 @@ describe("closed", () => {
         }
       }
     }))
+
+  for (
+    const [name, delay] of [["is slow", "6 seconds"], ["hangs", "1 hour"]] as const
+  ) {
+    it.effect(`beside another publisher: that one has both events of a unit that gives up where the start ${name}`, () =>
+      Effect.gen(function*() {
+        for (const policy of ["open", "closed"] as const) {
+          for (const isLeft of [true, false]) {
+            const { events, layer } = recorder({ policy })
+            const audit: Array<string> = []
+            const slow = EventPublisher.layer({
+              policy: "closed",
+              timeout: "2 hours",
+              publish: (event) => Effect.andThen(Effect.sleep(delay), Effect.sync(() => audit.push(short(event))))
+            })
+            const pair = isLeft || policy === "closed"
+              ? EventPublisher.combine(slow, layer)
+              : EventPublisher.combine(layer, slow)
+            const world = yield* makeWorld(pair)
+            const { runs, unit } = handler(Effect.void)
+            const fiber = yield* Effect.forkChild(world.run(unit), { startImmediately: true })
+            yield* TestClock.adjust("2 seconds")
+            fiber.interruptUnsafe()
+            yield* TestClock.adjust("1 minute")
+            assert.isTrue(Exit.hasInterrupts(yield* Fiber.await(fiber)))
+            assert.strictEqual(runs(), 0)
+            assert.deepStrictEqual(events.map(short), ["test.unit started", "test.unit failed"])
+            assert.deepStrictEqual(violations(events.filter(isExecutionEvent)), [])
+            assert.deepStrictEqual(audit, name === "hangs" ? [] : ["test.unit started"])
+          }
+        }
+      }))
+  }
 
   it.effect("behind a buffer: nothing is refused, and failures are counted", () =>
     Effect.gen(function*() {
@@ -776,6 +821,17 @@ describe("transactions", () => {
       assert.deepStrictEqual([exit, millis], [Exit.succeed(1), 5000])
       assert.deepStrictEqual(committed, ["test.unit started", "test.unit completed"])
       assert.deepStrictEqual(world.counts(), { "failures TimedOut": 1, "executions completed": 1 })
+    }))
+
+  it.effect("beside an open publisher that hangs: the committed result is not delayed", () =>
+    Effect.gen(function*() {
+      const { committed, layer } = makeStore()
+      const world = yield* makeWorld(
+        EventPublisher.combine(layer, EventPublisher.layer({ publish: () => Effect.never }))
+      )
+      const { exit, millis } = yield* timed(world.run(named("test.unit", Effect.succeed(1))), 0)
+      assert.deepStrictEqual([exit, millis], [Exit.succeed(1), 0])
+      assert.deepStrictEqual(committed, ["test.unit started", "test.unit completed"])
     }))
 
   it.effect("behind a filter: an execution is stored or not, and its writes are committed either way", () =>

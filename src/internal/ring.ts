@@ -93,7 +93,8 @@ export class Ring<A> {
   readonly offerWaiting = (item: A, abandoned: () => void): Effect.Effect<boolean> =>
     Effect.callback((resume) => {
       if (this.ended) return resume(Effect.succeed(false))
-      if (this.count < this.capacity && this.waiters.size === 0) {
+      // Where there is room nobody waits, as room goes to those who wait as soon as it is there.
+      if (this.count < this.capacity) {
         this.push(item)
         return resume(Effect.succeed(true))
       }

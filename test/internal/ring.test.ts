@@ -1,5 +1,7 @@
 import { assert, describe, it } from "@effect/vitest"
 import { Deferred, Effect, Exit, Fiber, Schema } from "effect"
+import * as v8 from "node:v8"
+import * as vm from "node:vm"
 import { type Batch, Ring } from "../../src/internal/ring.ts"
 
 /** Everything up to the end of the queue, batch by batch. */
@@ -160,6 +162,24 @@ describe("Ring", () => {
       const fiber = yield* Effect.forkChild(ring.take(9), { startImmediately: true })
       ring.end()
       assert.isUndefined(yield* Fiber.join(fiber))
+    }))
+
+  it.effect("holds on to nothing that was taken", () =>
+    Effect.gen(function*() {
+      v8.setFlagsFromString("--expose-gc")
+      // With that flag a new context has the collector as a global.
+      const collectGarbage = vm.runInNewContext("gc") as () => void
+      const ring = new Ring<object>(100)
+      const offered = Array.from({ length: 50 }, (_, n) => {
+        const item = { n }
+        ring.offer(item)
+        return new WeakRef(item)
+      })
+      yield* Effect.asVoid(ring.take(49))
+      // A reference that was just made or read holds its target for the rest of the turn.
+      yield* Effect.promise(() => new Promise((resolve) => setImmediate(resolve)))
+      collectGarbage()
+      assert.deepStrictEqual(offered.filter((reference) => reference.deref() !== undefined), offered.slice(49))
     }))
 
   describe("offerWaiting", () => {
