@@ -1,0 +1,84 @@
+/**
+ * The servers that suites talk to, and programs that suites start for themselves.
+ *
+ * Where a server is missing, its suite is left out with a line that says how to get it; where `CI` is `true`, it fails instead.
+ */
+import { describe } from "@effect/vitest"
+import { spawnSync } from "node:child_process"
+import * as net from "node:net"
+
+interface Known {
+  readonly variable: string
+  readonly url: string
+  readonly program: string
+  readonly install: string
+}
+
+const known = {
+  NATS: {
+    variable: "NATS_URL",
+    url: "nats://127.0.0.1:4222",
+    program: "nats-server",
+    install: "apt-get install nats-server && nats-server -js -a 127.0.0.1"
+  },
+  Redis: {
+    variable: "REDIS_URL",
+    url: "redis://127.0.0.1:6379",
+    program: "redis-server",
+    install: "apt-get install redis-server && redis-server --bind 127.0.0.1"
+  },
+  PostgreSQL: {
+    variable: "DATABASE_URL",
+    url: "postgres://postgres@127.0.0.1:5432/postgres",
+    program: "postgres",
+    install: "apt-get install postgresql && pg_ctlcluster 15 main start"
+  }
+} as const satisfies Record<string, Known>
+
+/** The servers that suites can ask for. */
+export type Server = keyof typeof known
+
+/** Where a server is: what its variable says, or the standard port of this machine. */
+export const urlOf = (server: Server): string => process.env[known[server].variable] ?? known[server].url
+
+/** How often, and how much larger, suites run what takes long: 0 by default, the value of `STRESS` where it is set. */
+export const stress = Number(process.env["STRESS"] ?? 0)
+
+const answers = (address: string): Promise<boolean> =>
+  new Promise((resolve) => {
+    const { hostname, port } = new URL(address)
+    const socket = net.connect({ host: hostname, port: Number(port), timeout: 2000 })
+    const done = (answer: boolean) => {
+      socket.destroy()
+      resolve(answer)
+    }
+    socket.once("connect", () => done(true)).once("error", () => done(false)).once("timeout", () => done(false))
+  })
+
+const suite = (title: string, missing: string | undefined, how: string, define: () => void): void => {
+  const line = missing === undefined ? title : `${title} is left out: ${missing}. To run it: ${how}`
+  if (missing !== undefined && process.env["CI"] === "true") throw new Error(line)
+  if (missing !== undefined) console.warn(line)
+  describe.skipIf(missing !== undefined)(line, () => {
+    define()
+  })
+}
+
+/**
+ * A suite that talks to a server.
+ *
+ *     await withServer("Redis", "publishers/Redis", (url) => { it.effect(...) })
+ */
+export const withServer = async (server: Server, title: string, define: (url: string) => void): Promise<void> => {
+  const { install, variable } = known[server]
+  const url = urlOf(server)
+  const missing = await answers(url) ? undefined : `no ${server} server answers at ${url}`
+  suite(title, missing, `${install}; or set ${variable}`, () => define(url))
+}
+
+/** A suite that starts servers of its own, from the installed program. */
+export const withProgram = (server: "NATS" | "Redis", title: string, define: () => void): void => {
+  const { install, program } = known[server]
+  const missing = spawnSync(program, ["--version"]).error === undefined ? undefined : `${program} is not installed`
+  suite(title, missing, install, define)
+}
