@@ -113,13 +113,13 @@ const program = Effect.gen(function*() {
 
   console.log(`Working in ${directory}, which is removed at the end.\n`)
   const printer = EventPublisher.layer({ publish: makePrinter() })
-  yield* job(directory, server).pipe(
-    Effect.provide(
-      layerEmbedded({ directory: paths.join(directory, "data"), hubs: { huggingface: { endpoint: server.url } } })
-    ),
-    // The publisher is the application's choice: this one prints, and stores durably.
-    Effect.provide(EventPublisher.combine(printer, Sqlite.layer({ filename: log })))
-  )
+  const services = layerEmbedded({
+    directory: paths.join(directory, "data"),
+    hubs: { huggingface: { endpoint: server.url } }
+  })
+  // The publisher is the application's choice: this one prints, and stores durably.
+  const publisher = EventPublisher.combine(printer, Sqlite.layer({ filename: log }))
+  yield* Effect.provide(job(directory, server), Layer.merge(services, publisher))
 
   console.log("\nRead back from the SQLite log:\n")
   const store = yield* Layer.build(EventStore.layerSqlite({ filename: log }))

@@ -117,7 +117,7 @@ describe("publish and subscribe", () => {
       const { bus } = yield* makeBus
       const scope = yield* Scope.make()
       const stream = yield* Scope.provide(bus.subscription(), scope)
-      yield* Scope.provide(bus.domainSubscription(), scope)
+      yield* Scope.provide(Effect.asVoid(bus.domainSubscription()), scope)
       assert.strictEqual(yield* bus.subscribers, 2)
       const fiber = yield* collect(stream)
       bus.publish(nth(1))

@@ -222,7 +222,7 @@ describe("EventBus.layerSubscriber", () => {
           })
         )
       }
-      yield* subscriber.subscribe({ from: "new" })
+      yield* Effect.asVoid(subscriber.subscribe({ from: "new" }))
     }).pipe(Effect.provide(layer())))
 
   it.effect("takes part in executions that are under way", () =>

@@ -244,6 +244,7 @@ describe("Unit", () => {
         output: {},
         errors: [Declined],
         // @ts-expect-error - Unrelated is not declared
+        // @effect-diagnostics-next-line missingEffectError:off
         handler: () => Effect.fail(new Unrelated())
       })
       Unit.command("a.b", {

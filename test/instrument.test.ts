@@ -923,6 +923,7 @@ describe("instrument", () => {
 
     it("and asks for a publisher", () => {
       // @ts-expect-error - what publishes needs a publisher before it can run
+      // @effect-diagnostics-next-line missingEffectContext:off
       const run: Effect.Effect<void> = instrument(() => Effect.void, { name })()
       assert.isTrue(Effect.isEffect(run))
     })

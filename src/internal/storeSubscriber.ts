@@ -118,27 +118,25 @@ export const make = Effect.fnUntraced(function*(
   })
 
   return EventSubscriber.of({
-    subscribe: (options) =>
-      Effect.gen(function*() {
-        const { consumer } = options
-        // Ends with whichever is first, the subscriber or the store, so that nothing reads a store that is closed.
-        const scope = yield* Scope.fork(lifetime)
-        yield* Effect.addFinalizer((exit) => Scope.close(scope, exit))
-        return yield* Effect.gen(function*() {
-          const source = yield* subscribe(options)
-          return yield* acknowledging(source, {
-            maxInFlight: options.maxInFlight,
-            ackTimeout: options.ackTimeout,
-            keepPlace: consumer === undefined ? undefined : {
-              save: (position) => Effect.mapError(store.saveCheckpoint(consumer, Number(position)), fromStoreError),
-              ended: () =>
-                refusal("the subscription has ended; the event goes to the consumer's next subscriber", false)
-            }
-          })
-        }).pipe(
-          Scope.provide(scope),
-          Effect.onError((cause) => Scope.close(scope, Exit.failCause(cause)))
-        )
-      })
+    subscribe: Effect.fnUntraced(function*(options) {
+      const { consumer } = options
+      // Ends with whichever is first, the subscriber or the store, so that nothing reads a store that is closed.
+      const scope = yield* Scope.fork(lifetime)
+      yield* Effect.addFinalizer((exit) => Scope.close(scope, exit))
+      return yield* Effect.gen(function*() {
+        const source = yield* subscribe(options)
+        return yield* acknowledging(source, {
+          maxInFlight: options.maxInFlight,
+          ackTimeout: options.ackTimeout,
+          keepPlace: consumer === undefined ? undefined : {
+            save: (position) => Effect.mapError(store.saveCheckpoint(consumer, Number(position)), fromStoreError),
+            ended: () => refusal("the subscription has ended; the event goes to the consumer's next subscriber", false)
+          }
+        })
+      }).pipe(
+        Scope.provide(scope),
+        Effect.onError((cause) => Scope.close(scope, Exit.failCause(cause)))
+      )
+    })
   })
 })

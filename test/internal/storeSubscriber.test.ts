@@ -39,7 +39,7 @@ describe("EventStore.layerSubscriber", () => {
   it.effect("keeps the place of a consumer that began with what is new in an empty log", () =>
     Effect.gen(function*() {
       const subscriber = yield* EventSubscriber.EventSubscriber
-      yield* Effect.scoped(subscriber.subscribe({ consumer: "x", from: "new" }))
+      yield* Effect.scoped(Effect.asVoid(subscriber.subscribe({ consumer: "x", from: "new" })))
       yield* append("a", "b")
       assert.deepStrictEqual(shown(yield* next(2, { consumer: "x", from: "new" })), ["1 a", "2 b"])
     }).pipe(Effect.provide(layer)))
@@ -48,7 +48,7 @@ describe("EventStore.layerSubscriber", () => {
     Effect.gen(function*() {
       const subscriber = yield* EventSubscriber.EventSubscriber
       yield* append("a", "b")
-      yield* Effect.scoped(subscriber.subscribe({ consumer: "x", from: "new" }))
+      yield* Effect.scoped(Effect.asVoid(subscriber.subscribe({ consumer: "x", from: "new" })))
       yield* append("c")
       assert.deepStrictEqual(shown(yield* next(1, { consumer: "x" }, () => Effect.void)), ["3 c"])
       assert.deepStrictEqual(shown(yield* next(1, { consumer: "x", from: "beginning" })), ["3 c"])
@@ -97,7 +97,7 @@ describe("EventStore.layerSubscriber", () => {
     Effect.gen(function*() {
       const subscriber = yield* EventSubscriber.EventSubscriber
       const scope = yield* Scope.make()
-      yield* Scope.provide(subscriber.subscribe({ consumer: "x" }), scope)
+      yield* Scope.provide(Effect.asVoid(subscriber.subscribe({ consumer: "x" })), scope)
       const error = yield* Effect.flip(Effect.scoped(subscriber.subscribe({ consumer: "x" })))
       assert.deepStrictEqual(
         error,
@@ -107,9 +107,9 @@ describe("EventStore.layerSubscriber", () => {
           retryable: true
         })
       )
-      yield* Effect.scoped(subscriber.subscribe({ consumer: "y" }))
+      yield* Effect.scoped(Effect.asVoid(subscriber.subscribe({ consumer: "y" })))
       yield* Scope.close(scope, Exit.void)
-      yield* Effect.scoped(subscriber.subscribe({ consumer: "x" }))
+      yield* Effect.scoped(Effect.asVoid(subscriber.subscribe({ consumer: "x" })))
     }).pipe(Effect.provide(layer)))
 
   it.effect("refuses an acknowledgement after the end, so that the event comes again", () =>

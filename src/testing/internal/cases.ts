@@ -700,6 +700,7 @@ const interruption: CaseDefinition = {
     const consumer = nameOf(promises)
     const author = kit.author()
     const events = author.events(6)
+    const witness = yield* kit.read(build)
     const subscribed = yield* Deferred.make<void>()
     const handling = yield* Deferred.make<void>()
     const released = yield* Deferred.make<void>()
@@ -724,6 +725,8 @@ const interruption: CaseDefinition = {
       Deferred.isDoneUnsafe(released),
       () => "the consumer was interrupted, and its handler went on"
     )
+    // None of them is under way any more.
+    yield* gather([witness], events)
     const next = yield* kit.read(build, { consumer })
     const more = author.events(4)
     yield* kit.publish(build, more)
@@ -910,7 +913,7 @@ const closing: CaseDefinition = {
     const idle = yield* kit.open(yield* kit.topic)
     const unread = yield* Scope.make()
     yield* Effect.mapError(
-      Scope.provide(idle.subscriber.subscribe({}), unread),
+      Scope.provide(Effect.asVoid(idle.subscriber.subscribe({})), unread),
       (error) => kit.broken(error.message, error)
     )
     yield* kit.publish(idle, author.events(10))
