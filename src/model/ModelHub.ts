@@ -14,6 +14,7 @@ import * as Option from "effect/Option"
 import type * as Path from "effect/Path"
 import * as Redacted from "effect/Redacted"
 import * as Result from "effect/Result"
+import * as Schedule from "effect/Schedule"
 import type { Hub, HubModel, PullRequest, Reference, SearchRequest } from "./Hub.ts"
 import type { HubError, HubSource } from "./HubError.ts"
 import * as HubHttp from "./HubHttp.ts"
@@ -52,8 +53,8 @@ export interface Options extends HubHttp.HttpOptions {
  * - `describe` tells what a pull would bring, by the hub's listing; on Ollama, what it holds.
  * - `remove` has Ollama delete a model, one that it does not hold counting as deleted, and does nothing for the others,
  *   whose files are the caller's.
- * - `search` asks one hub, or all of them at once and merges by downloads. Of several, those that fail are left out; when
- *   all of them fail, so does the search.
+ * - `search` asks one hub, or all of them at once and merges by downloads. Of several, each is asked once, and those that
+ *   fail are left out; when all of them fail, so does the search.
  *
  * Every failure is a `HubError`; its `retryable` says whether trying again may help.
  *
@@ -90,10 +91,17 @@ export const make = Effect.fnUntraced(function*(
     modelscope: yield* ModelScope.make(http, { ...options.modelscope, parallelFiles }),
     ollama: Ollama.make(patient, { ...options.ollama })
   }
+  // Asking all hubs at once does not wait for one that is not there: most hosts run no Ollama.
+  const once = yield* HubHttp.make({ ...options, retry: Schedule.recurs(0) })
+  const asked: ReadonlyArray<Hub> = [
+    yield* HuggingFace.make(once, { ...options.huggingface, parallelFiles }),
+    yield* ModelScope.make(once, { ...options.modelscope, parallelFiles }),
+    Ollama.make(once, { ...options.ollama })
+  ]
 
   const searchAll = Effect.fnUntraced(function*(request: SearchRequest) {
     const answers = yield* Effect.forEach(
-      Object.values(hubs),
+      asked,
       (hub) => Effect.result(hub.search(request)),
       { concurrency: "unbounded" }
     )
