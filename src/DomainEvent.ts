@@ -18,6 +18,7 @@ import * as CloudEvent from "./internal/cloudEvent.ts"
 import * as Encode from "./internal/encode.ts"
 import { asDomainEvent, LiveDomainEvent } from "./internal/liveEvent.ts"
 import { isSilent } from "./internal/publishing.ts"
+import * as Snapshot from "./internal/snapshot.ts"
 
 /**
  * Schema of the wire object. Decoding ignores fields that it does not know.
@@ -118,7 +119,8 @@ export const define = <const Fields extends Schema.Struct.Fields>(
           new LiveDomainEvent({
             type,
             domain,
-            value,
+            // Progress is told by one object that changes, more often than not.
+            value: Snapshot.of(value),
             encode,
             clock: fiber.getRef(Clock.Clock),
             surroundings,

@@ -219,7 +219,8 @@ const endedOf = (event: ExecutionCompleted | ExecutionFailed) => ({
  * **Gotchas**
  *
  * An output is held by reference until then. A caller that changes an output it was given changes an event that was not
- * serialised yet. The input is the checked copy, which no caller holds.
+ * serialised yet. The input of a unit is a copy, save for instances of classes that no Schema made, and bytes and collections
+ * beyond their limits. The arguments of a function under `instrument` are held by reference.
  *
  * @category encoding
  * @since 0.1.0

@@ -161,9 +161,17 @@ type ToSchema<S extends Top | Fields> = S extends Top ? S : S extends Schema.Str
 
 type ErrorOf<Errors extends ReadonlyArray<Top>> = Schema.Union<Errors>
 
+/** By itself, a struct without fields takes whatever is not null. */
+const noFields = Schema.Struct({}).check(
+  Schema.makeFilter((value: object) => Predicate.isObject(value), {
+    expected: "object",
+    toJsonSchema: () => ({ type: "object" })
+  })
+)
+
 const toSchema = <const S extends Top | Fields>(shape: S): ToSchema<S> =>
   // The two branches of the type, by the same test; a conditional type cannot be followed by the compiler.
-  (Schema.isSchema(shape) ? shape : Schema.Struct(shape)) as ToSchema<S>
+  (Schema.isSchema(shape) ? shape : Object.keys(shape).length === 0 ? noFields : Schema.Struct(shape)) as ToSchema<S>
 
 /**
  * Whether a value is a unit.
@@ -199,10 +207,10 @@ const define = <I extends Top, O extends Top>(name: string, kind: Kind, input: I
       (issue) => InvalidInput.fromIssue(name, issue)
     )
   const named = { name, kind, input, output, error }
-  const checked = runnable(named, check)
+  const checked = runnable(named, check, true)
   return {
     checked,
-    decoded: runnable(named, decode),
+    decoded: runnable(named, decode, true),
     check,
     properties: {
       [TypeId]: TypeId,
@@ -328,6 +336,9 @@ export const stream: {
       readonly kind?: Kind | undefined
       readonly input: I
       readonly chunk: C
+      // Named here, as the compiler would else take this overload for a stream that aggregates, where fields of the output are optional.
+      readonly output?: undefined
+      readonly aggregate?: undefined
       readonly errors: Errors
       readonly examples?: ReadonlyArray<ToSchema<I>["~type.make.in"]> | undefined
       readonly handler: (
@@ -342,8 +353,10 @@ export const stream: {
     readonly kind?: Kind | undefined
     readonly input: Top | Fields
     readonly chunk: Top
-    readonly output?: Top | Fields
-    readonly aggregate?: { readonly initial: () => unknown; readonly step: (state: never, chunk: never) => unknown }
+    readonly output?: Top | Fields | undefined
+    readonly aggregate?:
+      | { readonly initial: () => unknown; readonly step: (state: never, chunk: never) => unknown }
+      | undefined
     readonly errors: ReadonlyArray<Top>
     readonly examples?: ReadonlyArray<unknown> | undefined
     readonly handler: (input: never) => Stream.Stream<unknown, unknown, unknown>

@@ -46,6 +46,11 @@ const applied = <Args extends ReadonlyArray<unknown>, A, E, R>(
 /**
  * Gives a function that returns an Effect its lifecycle events. The function keeps its parameters.
  *
+ * **Gotchas**
+ *
+ * Arguments are held by reference until an event is serialised: who changes one changes an event that was not yet. A unit checks
+ * its input, and holds a copy.
+ *
  * **Example** (Instrumenting a function)
  *
  * ```ts
@@ -68,7 +73,7 @@ export const instrument: {
   ...parameters: [options: Options] | [handler: (...args: Args) => Effect.Effect<A, E, R>, options: Options]
 ) => {
   const of = (handler: (...args: Args) => Effect.Effect<A, E, R>, options: Options) => {
-    const unit = runnable<unknown, unknown, never>(options, succeed)
+    const unit = runnable<unknown, unknown, never>(options, succeed, false)
     // One parameter is the common case, and needs no list. It is passed on as it came.
     const unary = handler as unknown as (input: unknown) => Effect.Effect<A, E, R>
     return (...args: Args): Effect.Effect<A, E, R | EventPublisher> =>
@@ -99,7 +104,7 @@ export const instrumentEffect: {
   ...parameters: [options: ValueOptions] | [effect: Effect.Effect<A, E, R>, options: ValueOptions]
 ) => {
   const of = (effect: Effect.Effect<A, E, R>, options: ValueOptions): Effect.Effect<A, E, R | EventPublisher> =>
-    new Run(runnable<unknown, unknown, never>(optionsOf(options), succeed), options.input, () => effect)
+    new Run(runnable<unknown, unknown, never>(optionsOf(options), succeed, false), options.input, () => effect)
   // The overloads differ in their results, which one implementation can only give as a union.
   return (parameters.length === 1
     ? (effect: Effect.Effect<A, E, R>) => of(effect, parameters[0])
@@ -126,7 +131,12 @@ export const instrumentStream: {
   ...parameters: [options: ValueOptions] | [stream: Stream.Stream<A, E, R>, options: ValueOptions]
 ) => {
   const of = (stream: Stream.Stream<A, E, R>, options: ValueOptions): Stream.Stream<A, E, R | EventPublisher> =>
-    runStream(runnable<unknown, unknown, never>(optionsOf(options), succeed), options.input, () => stream, chunkCount)
+    runStream(
+      runnable<unknown, unknown, never>(optionsOf(options), succeed, false),
+      options.input,
+      () => stream,
+      chunkCount
+    )
   // The overloads differ in their results, which one implementation can only give as a union.
   return (parameters.length === 1
     ? (stream: Stream.Stream<A, E, R>) => of(stream, parameters[0])

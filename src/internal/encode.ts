@@ -7,6 +7,7 @@
  * @since 0.1.0
  */
 import * as Exit from "effect/Exit"
+import * as Predicate from "effect/Predicate"
 import * as Redacted from "effect/Redacted"
 import * as Schema from "effect/Schema"
 import * as SchemaAST from "effect/SchemaAST"
@@ -74,6 +75,8 @@ const build = (ast: SchemaAST.AST): Encoder => {
   const byStructure = structural(ast)
   // Where only the encoded side names a secret, nothing says which part of the value it became.
   if (containsSecret(ast)) return partsContainSecret(ast, new Set([ast])) ? byStructure ?? hide : hide
+  // A struct without fields takes any object as it is, and what is in it is nobody's field.
+  if (byStructure !== undefined && SchemaAST.isObjects(ast) && hasNoFields(ast)) return byStructure
   const codec = SchemaParser.encodeUnknownExit(
     Schema.toCodecJson(Schema.make<Schema.Codec<unknown, unknown>>(ast))
   )
@@ -86,6 +89,9 @@ const build = (ast: SchemaAST.AST): Encoder => {
       : inPart(value, target, at)
   }
 }
+
+const hasNoFields = (ast: SchemaAST.Objects): boolean =>
+  ast.propertySignatures.length === 0 && ast.indexSignatures.length === 0
 
 const attempt = <I, A>(f: (value: I) => A, value: I): A | undefined => {
   try {
@@ -189,9 +195,11 @@ const structural = (ast: SchemaAST.AST): Encoder | undefined => {
   }
 }
 
-// What is not of the shape at all is not looked into: under an unknown name, or in an unknown place, anything may be secret.
-const misfit = (value: unknown): Schema.Json =>
-  Json.unencodable(`expected an object or a list, got ${value === null ? "null" : typeof value}`)
+/** For what is not of the shape at all. It is not looked into where, under an unknown name or in an unknown place, it may be secret. */
+const misfit = (ast: SchemaAST.AST): Encoder =>
+  containsSecret(ast)
+    ? (value) => Json.unencodable(`expected an object or a list, got ${value === null ? "null" : typeof value}`)
+    : unknown
 
 /** Whether a value is of a schema's type, as far as can be told without throwing. */
 const guard = (ast: SchemaAST.AST): (value: unknown) => boolean => {
@@ -213,8 +221,9 @@ const walkObject = (ast: SchemaAST.Objects): Encoder => {
     // Where a name is of two patterns, or of none, what one of them hides is hidden.
     .sort((a, b) => Number(b.secret) - Number(a.secret))
   const names = new Set(known.map((property) => property.name))
+  const otherwise = misfit(ast)
   return (value, target, at = Json.start(target.limits)) => {
-    if (typeof value !== "object" || value === null) return misfit(value)
+    if (!Predicate.isObject(value)) return otherwise(value, target, at)
     return Json.inside(value, at, () => {
       const [fallback] = rest
       const others = fallback === undefined ? [] : Object.keys(value).filter((key) => !names.has(key))
@@ -239,8 +248,9 @@ const walkList = (ast: SchemaAST.Arrays): Encoder => {
   const elements = ast.elements.map(compile)
   // The first of the rest repeats, the others stand at the end.
   const [repeated, ...last] = ast.rest.map(compile)
+  const otherwise = misfit(ast)
   return (value, target, at = Json.start(target.limits)) => {
-    if (!Array.isArray(value)) return misfit(value)
+    if (!Array.isArray(value)) return otherwise(value, target, at)
     const { length } = value
     const end = Math.max(elements.length, length - last.length)
     const item = (index: number): Schema.Json => {

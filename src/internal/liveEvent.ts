@@ -159,11 +159,12 @@ const attributesOf = (
 ): Attributes | undefined => {
   if (attributes === undefined) return undefined
   const secrets = execution instanceof LiveExecution ? secretsOf(execution) : new Set<string>()
+  const json = Encode.scrub(
+    Object.fromEntries(Object.entries(attributes).map(([name, value]) => [name, Json.fromUnknown(value, limits)])),
+    secrets
+  )
   return Object.fromEntries(
-    Object.entries(attributes).map(([name, value]) => {
-      const shown = Encode.scrub(Json.fromUnknown(value, limits), secrets)
-      return [name, typeof shown === "object" ? JSON.stringify(shown) : shown]
-    })
+    Object.entries(json ?? {}).map(([name, value]) => [name, typeof value === "object" ? JSON.stringify(value) : value])
   )
 }
 

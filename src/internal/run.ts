@@ -25,6 +25,7 @@ import type { ExecutionEvent } from "../ExecutionEvent.ts"
 import { asExecutionEvent, LiveCompleted, LiveExecution, LiveFailed, LiveStarted, type UnitInfo } from "./liveEvent.ts"
 import * as Metrics from "./metrics.ts"
 import { isSilent, publishing } from "./publishing.ts"
+import * as Snapshot from "./snapshot.ts"
 
 /**
  * What running a unit takes. `prepare` checks the input and gives the value that the work gets and the event shows.
@@ -33,6 +34,8 @@ import { isSilent, publishing } from "./publishing.ts"
  */
 export interface Runnable<in In, out Checked, out Invalid> extends UnitInfo {
   readonly prepare: (input: In) => Effect.Effect<Checked, Invalid>
+  /** Whether a checked input can share parts with what was given, so that its caller could change it still. */
+  readonly sharesInput: boolean
   /** Whether the input can hold secrets that the other events must not repeat. */
   readonly hasSecrets: boolean
   /** The record of this unit in the registry that was seen last, so that the common case looks nothing up. */
@@ -91,9 +94,15 @@ const proceed = <Checked, Invalid, A, E, R>(
   handler: (input: Checked) => Effect.Effect<A, E, R>
 ): Effect.Effect<A, E | Invalid, R> => isSuccess(checked) ? handler(checked.value) : Effect.flatMap(checked, handler)
 
-/** What a started event shows: the checked copy; or what was given, where the check failed or is still to come. */
-const shown = (checked: Effect.Effect<unknown, unknown>, input: unknown): unknown =>
-  isSuccess(checked) ? checked.value : input
+/** What a started event shows: the checked input; or what was given, where the check failed or is still to come. */
+const shown = (
+  runnable: Runnable<never, unknown, unknown>,
+  checked: Effect.Effect<unknown, unknown>,
+  input: unknown
+): unknown => {
+  if (!isSuccess(checked)) return Snapshot.of(input)
+  return runnable.sharesInput ? Snapshot.of(checked.value) : checked.value
+}
 
 const begin = (
   fiber: AnyFiber,
@@ -217,7 +226,7 @@ class Begun<In, Checked, Invalid, A, E, R> extends Primitive<A, E | Invalid, R> 
 
   evaluate(fiber: AnyFiber): Effect.Effect<A, E | Invalid, R> {
     const { checked, outer, publisher, run } = this
-    const value = shown(checked, run.input)
+    const value = shown(run.runnable, checked, run.input)
     const execution = begin(fiber, run.runnable, publisher, this.surroundings, value)
     this.execution = execution
     publisher.offer(asExecutionEvent(new LiveStarted(execution, value)))
@@ -244,7 +253,7 @@ const strict = <In, Checked, Invalid, A, E, R>(
 ): Effect.Effect<A, E | Invalid, R> =>
   Effect.uninterruptibleMask((restore) =>
     Effect.withFiber((fiber: AnyFiber) => {
-      const value = shown(checked, input)
+      const value = shown(runnable, checked, input)
       const execution = begin(fiber, runnable, publisher, surroundings, value)
       const inside = Effect.suspend(() => proceed(checked, handler)).pipe(
         Effect.provideService(Execution.Surroundings, execution)
@@ -321,7 +330,7 @@ export const runStream = <In, Checked, Invalid, A, E, R, S>(
       const stream = Stream.unwrap(Effect.suspend(() => Effect.map(checked, handler)))
       if (isSilent(publisher, surroundings)) return Channel.toPullScoped(Stream.toChannel(stream), scope)
 
-      const value = shown(checked, input)
+      const value = shown(runnable, checked, input)
       const execution = begin(fiber, runnable, publisher, surroundings, value)
       const within = Effect.provideService(Execution.Surroundings, execution)
       let chunks = 0

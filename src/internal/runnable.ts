@@ -6,6 +6,7 @@
 import type * as Effect from "effect/Effect"
 import * as Encode from "./encode.ts"
 import type { Runnable } from "./run.ts"
+import * as Snapshot from "./snapshot.ts"
 import type { Top } from "./types.ts"
 
 const domainOf = (name: string): string => {
@@ -24,10 +25,15 @@ interface Named {
   readonly error?: Top | undefined
 }
 
-/** @internal */
+/**
+ * `prepare` either checks the input by its schema, or passes on what was given, whoever else may hold it.
+ *
+ * @internal
+ */
 export const runnable = <In, Checked, Invalid>(
   options: Named,
-  prepare: (input: In) => Effect.Effect<Checked, Invalid>
+  prepare: (input: In) => Effect.Effect<Checked, Invalid>,
+  checks: boolean
 ): Runnable<In, Checked, Invalid> => ({
   name: options.name,
   domain: domainOf(options.name),
@@ -35,6 +41,7 @@ export const runnable = <In, Checked, Invalid>(
   encodeInput: encoder(options.input),
   encodeOutput: encoder(options.output),
   encodeError: encoder(options.error),
+  sharesInput: checks && options.input !== undefined && Snapshot.isShared(options.input.ast),
   hasSecrets: options.input !== undefined && Encode.containsSecret(options.input.ast),
   prepare,
   tally: undefined

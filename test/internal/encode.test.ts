@@ -279,6 +279,30 @@ describe("encode", () => {
       })
     })
 
+    it("that are of another shape altogether are shown, where nothing of the shape is secret", () => {
+      const Shape = Schema.Struct({ list: Schema.Array(Schema.BigInt), name: Schema.String })
+      assert.deepStrictEqual(run(Shape, "odd").json, "odd")
+      assert.deepStrictEqual(run(Shape, null).json, null)
+      assert.deepStrictEqual(run(Shape, [1n]).json, {})
+      assert.deepStrictEqual(run(Shape, { list: "odd", name: 1n }).json, { list: "odd", name: "1" })
+      assert.deepStrictEqual(run(Schema.Array(secret), null).json, {
+        $unencodable: "expected an object or a list, got null"
+      })
+    })
+
+    it("of a struct without fields show none", () => {
+      const Nothing = Schema.Struct({})
+      assert.deepStrictEqual(run(Nothing, { token: marker }).json, {})
+      assert.deepStrictEqual(
+        run(Schema.Struct({ inner: Nothing, key: secret }), { inner: { token: marker }, key: marker }),
+        {
+          json: { inner: {}, key: hidden },
+          secrets: [marker]
+        }
+      )
+      assert.deepStrictEqual(run(Nothing, "odd").json, "odd")
+    })
+
     it("without a JSON form get one", () => {
       class Handle {
         readonly fd = 3
