@@ -655,6 +655,9 @@ describe("sample", () => {
         "test.u3 completed"
       ])
       assert.deepStrictEqual(sequences(events), range(1, 6))
+      // What has ended is held no more.
+      yield* run(times(10))
+      assert.strictEqual(events.length, 6)
     }))
 })
 

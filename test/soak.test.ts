@@ -156,17 +156,27 @@ describe("executions leave nothing behind", () => {
     const { active, counted } = makeFiberCount()
     return Effect.gen(function*() {
       const world = yield* makeWorld(EventPublisher.layerMemoryWith({ capacity: 100 }))
-      const next = (left: number): Effect.Effect<void, never, EventPublisher.EventPublisher> =>
-        left === 0 ? Effect.void : named(
-          "test.link",
-          Effect.flatMap(Effect.forkDetach(Effect.suspend(() => next(left - 1))), (fiber) =>
-            // The last waits for nobody, so nobody waits for a chain.
-            Effect.sync(() => void fiber))
-        )
-      const settled = Effect.gen(function*() {
-        while (active() > 1) yield* Effect.yieldNow
+      let goOn = yield* Deferred.make<number>()
+      let paused = yield* Deferred.make<void>()
+      const link = (left: number): Effect.Effect<unknown, never, EventPublisher.EventPublisher> =>
+        named("test.link", Effect.forkDetach(next(left)))
+      const next = (left: number): Effect.Effect<unknown, never, EventPublisher.EventPublisher> =>
+        Effect.suspend(() => {
+          if (left > 0) return link(left - 1)
+          const again = goOn
+          return Effect.andThen(Deferred.succeed(paused, undefined), Effect.flatMap(Deferred.await(again), link))
+        })
+      yield* Effect.forkDetach(world.run(next(0)))
+      yield* Deferred.await(paused)
+      const links = size(100_000, 2000)
+      const batch = Effect.gen(function*() {
+        const before = goOn
+        goOn = yield* Deferred.make<number>()
+        paused = yield* Deferred.make<void>()
+        yield* Deferred.succeed(before, links)
+        yield* Deferred.await(paused)
       })
-      yield* assertFlat(Effect.andThen(world.run(next(size(1_000_000, 2000))), settled), active)
+      yield* assertFlat(batch, active, megabyte)
     }).pipe(counted)
   }, timeout)
 
