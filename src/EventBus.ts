@@ -25,7 +25,7 @@ import * as Metrics from "./internal/metrics.ts"
 import { Ring } from "./internal/ring.ts"
 
 /**
- * How a subscriber takes what comes.
+ * How a subscriber takes what comes. What it misses is counted in `effect_units_events_dropped`, too.
  *
  * @category models
  * @since 0.1.0

@@ -613,7 +613,9 @@ const combinator = <Argument>(
  *
  * **Gotchas**
  *
- * Where both can refuse, and the second refuses a start, the first has a start that is not followed by an end.
+ * Where both can refuse, and the second refuses a start, the first has a start that is not followed by an end. Beside a publisher
+ * that is waited for, the events of executions that run at the same time can come to the other one in another order than that of
+ * their numbers.
  *
  * @category combinators
  * @since 0.1.0

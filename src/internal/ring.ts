@@ -32,7 +32,8 @@ interface Gap {
 /** @internal */
 export class Ring<A> {
   readonly capacity: number
-  private readonly slots: Array<A | undefined> = []
+  /** A circle of slots: the items are in those from `head` on. Their number is a power of two, and grows with the backlog. */
+  private slots: Array<A | undefined> = Array.from({ length: 8 })
   private head = 0
   private count = 0
   private left = 0
@@ -47,7 +48,7 @@ export class Ring<A> {
 
   /** `capacity` is at least 1. */
   constructor(capacity: number) {
-    this.capacity = Math.max(1, capacity)
+    this.capacity = capacity >= 1 ? Math.floor(capacity) : 1
   }
 
   /** How many items wait. */
@@ -175,8 +176,7 @@ export class Ring<A> {
     this.slots[this.head] = undefined
     this.left++
     this.count--
-    // An empty queue begins anew at the first slot, so that one that never holds much never takes much.
-    this.head = this.count === 0 || this.head + 1 === this.capacity ? 0 : this.head + 1
+    this.head = (this.head + 1) & (this.slots.length - 1)
     const [gap] = this.gaps
     if (gap?.at === this.left) {
       this.missed += gap.missed
@@ -197,8 +197,12 @@ export class Ring<A> {
   }
 
   private push(item: A): void {
-    const end = this.head + this.count
-    this.slots[end >= this.capacity ? end - this.capacity : end] = item
+    if (this.count === this.slots.length) {
+      const inOrder = [...this.slots.slice(this.head), ...this.slots.slice(0, this.head)]
+      this.slots = inOrder.concat(Array.from({ length: inOrder.length }))
+      this.head = 0
+    }
+    this.slots[(this.head + this.count) & (this.slots.length - 1)] = item
     this.count++
     if (this.sleepers.size > 0) this.wake()
   }

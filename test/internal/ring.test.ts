@@ -69,7 +69,7 @@ describe("Ring", () => {
 
   for (const strategy of ["offer", "slide"] as const) {
     it.effect.prop(`accounts for every item, in its place (${strategy})`, {
-      capacity: Schema.Int.check(Schema.isBetween({ minimum: 1, maximum: 9 })),
+      capacity: Schema.Int.check(Schema.isBetween({ minimum: 1, maximum: 40 })),
       steps: Schema.Array(Step).check(Schema.isMaxLength(60))
     }, ({ capacity, steps }) =>
       Effect.gen(function*() {
@@ -97,9 +97,28 @@ describe("Ring", () => {
 
   it.effect("holds one item at least", () =>
     Effect.gen(function*() {
-      const ring = new Ring<number>(0)
-      assert.deepStrictEqual([ring.capacity, ring.offer(1), ring.offer(2)], [1, true, false])
-      assert.deepStrictEqual(yield* ring.take(9), { missed: 0, items: [1] })
+      for (const capacity of [0, -1, Number.NaN, 1.9]) {
+        const ring = new Ring<number>(capacity)
+        assert.deepStrictEqual([ring.capacity, ring.offer(1), ring.offer(2)], [1, true, false])
+        assert.deepStrictEqual(yield* ring.take(9), { missed: 0, items: [1] })
+      }
+    }))
+
+  it.effect("holds as many as come where it has no bound, at the cost of those that wait", () =>
+    Effect.gen(function*() {
+      const ring = new Ring<number>(Number.POSITIVE_INFINITY)
+      let offered = 0
+      let taken = 0
+      for (const backlog of [1000, 10, 5000, 1]) {
+        while (ring.size < backlog) ring.offer(++offered)
+        for (let i = 0; i < 20_000; i++) {
+          ring.offer(++offered)
+          if (ring.size <= backlog) continue
+          const batch = yield* ring.take(ring.size - backlog)
+          for (const item of batch?.items ?? []) assert.strictEqual(item, ++taken)
+        }
+      }
+      assert.strictEqual(offered - taken, ring.size)
     }))
 
   it.effect("wakes its consumer after whoever offers has gone on, once for all that came", () =>
