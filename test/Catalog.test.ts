@@ -84,6 +84,10 @@ describe("Catalog", () => {
 
   it.effect("names units that are alike where there is none of a name", () =>
     Effect.gen(function*() {
+      const unlike = yield* Effect.flip(catalog.execute("weather.tell", {}))
+      assert.strictEqual(unlike.message, "There is no unit \"weather.tell\".")
+      const neighbour = yield* Effect.flip(catalog.execute("numbers.sum", {}))
+      assert.deepStrictEqual(neighbour, new Catalog.UnitNotFound({ unit: "numbers.sum", similar: ["numbers.count"] }))
       const error = yield* Effect.flip(catalog.execute("money.CONVERT", {}))
       assert.deepStrictEqual(error, new Catalog.UnitNotFound({ unit: "money.CONVERT", similar: ["money.convert"] }))
       assert.strictEqual(error.message, "There is no unit \"money.CONVERT\". Did you mean money.convert?")
@@ -100,6 +104,45 @@ describe("Catalog", () => {
     assert.include(JSON.stringify(error), "TooMuch")
     assert.include(JSON.stringify(error), "InvalidInput")
     assert.notStrictEqual(catalog.jsonSchemas(count).chunk, undefined)
+  })
+
+  it("describes an input without fields as an object, and values that JSON has no word for by their wire form", () => {
+    const nothing = Unit.query("test.nothing", {
+      description: "Takes nothing",
+      input: {},
+      output: {},
+      errors: [],
+      handler: () => Effect.succeed({})
+    })
+    const { error, input, output } = catalog.jsonSchemas(nothing)
+    assert.strictEqual(input.schema["type"], "object")
+    assert.strictEqual(output.schema["type"], "object")
+    assert.include(JSON.stringify(error), "InvalidInput")
+    const rich = Unit.command("test.rich", {
+      description: "Takes what JSON has no word for",
+      input: {
+        at: Schema.Date,
+        big: Schema.BigInt,
+        bytes: Schema.Uint8Array,
+        key: Schema.Redacted(Schema.String),
+        password: Unit.secret(Schema.String),
+        limit: Schema.Int.pipe(Unit.withDefault(10))
+      },
+      output: {},
+      errors: [],
+      handler: () => Effect.succeed({})
+    })
+    const { schema } = catalog.jsonSchemas(rich).input
+    assert.strictEqual(schema["type"], "object")
+    assert.deepStrictEqual(schema["required"], ["at", "big", "bytes", "key", "password"])
+    assert.deepStrictEqual(Object.keys(schema["properties"] ?? {}), ["at", "big", "bytes", "key", "password", "limit"])
+    // Made once per unit.
+    assert.strictEqual(catalog.jsonSchemas(rich), catalog.jsonSchemas(rich))
+  })
+
+  it("of no units is empty", () => {
+    const none = Catalog.make()
+    assert.deepStrictEqual([none.units, none.domains, none.get("a.b")], [[], [], undefined])
   })
 
   it("keeps types", () => {

@@ -7,6 +7,7 @@ import * as Execution from "../src/Execution.ts"
 import { isExecutionEvent } from "../src/ExecutionEvent.ts"
 import { instrument } from "../src/instrument.ts"
 import { layerTest, TestEvents } from "../src/testing/index.ts"
+import * as Unit from "../src/Unit.ts"
 
 const Shipped = DomainEvent.define("order.shipped", {
   order_id: Schema.String,
@@ -51,6 +52,44 @@ describe("DomainEvent", () => {
         undefined,
         { order_id: "o-2", at: "1970-01-01T00:00:00.000Z" }
       ])
+    }).pipe(Effect.provide(layerTest)))
+
+  it.effect("shows its payload as it was when it was published", () =>
+    Effect.gen(function*() {
+      const Progress = DomainEvent.define("order.progress", {
+        done: Schema.Int,
+        files: Schema.Array(Schema.Struct({ name: Schema.String }))
+      })
+      const state = { done: 0, files: [{ name: "a" }] }
+      for (const done of [1, 2, 3]) {
+        state.done = done
+        yield* Progress.publish(state)
+        state.files.push({ name: `f${done}` })
+      }
+      const events = yield* (yield* TestEvents).domainEvents
+      const names = ["a", "f1", "f2"].map((name) => ({ name }))
+      assert.deepStrictEqual(events.map((event) => event.payload), [
+        { done: 1, files: names.slice(0, 1) },
+        { done: 2, files: names.slice(0, 2) },
+        { done: 3, files: names }
+      ])
+    }).pipe(Effect.provide(layerTest)))
+
+  it.effect("does not repeat the secrets of the execution around it", () =>
+    Effect.gen(function*() {
+      const Noted = DomainEvent.define("order.noted", { text: Schema.String })
+      const login = Unit.command("order.login", {
+        description: "Says more than it should",
+        input: { password: Unit.secret(Schema.String) },
+        output: {},
+        errors: [],
+        handler: ({ password }) => Effect.as(Noted.publish({ text: `It is ${password}` }), {})
+      })
+      yield* login({ password: "marker-4711" }).pipe(Execution.annotate({ note: "not marker-4711" }))
+      const [event] = yield* (yield* TestEvents).domainEvents
+      assert.deepStrictEqual([event?.payload, event?.attributes], [{ text: "It is <redacted>" }, {
+        note: "not <redacted>"
+      }])
     }).pipe(Effect.provide(layerTest)))
 
   it.effect("is never mistaken for a lifecycle event", () =>

@@ -2,7 +2,7 @@ import { assert, describe, it } from "@effect/vitest"
 import { Cause, Clock, Deferred, Effect, Exit, Fiber, Layer, LayerRef, Option, Scheduler, Schema, Stream } from "effect"
 import { TestClock } from "effect/testing"
 import * as EventPublisher from "../../src/EventPublisher.ts"
-import { type ExecutionEvent, isExecutionEvent, isTerminal } from "../../src/ExecutionEvent.ts"
+import { type ExecutionEvent, fromJson, isExecutionEvent, isTerminal, toJson } from "../../src/ExecutionEvent.ts"
 import { instrument, instrumentEffect, instrumentStream } from "../../src/instrument.ts"
 import { violations } from "../../src/testing/lifecycle.ts"
 import * as Unit from "../../src/Unit.ts"
@@ -587,6 +587,11 @@ describe("run", () => {
         }
         assert.deepStrictEqual(noop.log, bare.log)
         assert.deepStrictEqual(seen.log, bare.log)
+
+        // Every event is JSON, and can be read back.
+        const wire = events.map(toJson)
+        const read = yield* Effect.forEach(wire, (event) => fromJson(JSON.parse(JSON.stringify(event))))
+        assert.deepStrictEqual(read.map(toJson), wire)
 
         // Every execution has its two events, numbered without holes, in trees that hold together.
         assert.deepStrictEqual(violations(events), [])
