@@ -207,10 +207,10 @@ const define = <I extends Top, O extends Top>(name: string, kind: Kind, input: I
       (issue) => InvalidInput.fromIssue(name, issue)
     )
   const named = { name, kind, input, output, error }
-  const checked = runnable(named, check, true)
+  const checked = runnable(named, check)
   return {
     checked,
-    decoded: runnable(named, decode, true),
+    decoded: runnable(named, decode),
     check,
     properties: {
       [TypeId]: TypeId,

@@ -7,7 +7,6 @@
  * @since 0.1.0
  */
 import type * as Effect from "effect/Effect"
-import * as Exit from "effect/Exit"
 import type * as Stream from "effect/Stream"
 import type { EventPublisher } from "./EventPublisher.ts"
 import { Run, type Runnable, runStream } from "./internal/run.ts"
@@ -32,8 +31,6 @@ export interface Options {
   /** The same for the failures. */
   readonly error?: Top | undefined
 }
-
-const succeed = <A>(value: A): Exit.Exit<A> => Exit.succeed(value)
 
 /** A function applied to any number of arguments, of which the event shows nothing where there are none, and else the list. */
 const applied = <Args extends ReadonlyArray<unknown>, A, E, R>(
@@ -73,7 +70,7 @@ export const instrument: {
   ...parameters: [options: Options] | [handler: (...args: Args) => Effect.Effect<A, E, R>, options: Options]
 ) => {
   const of = (handler: (...args: Args) => Effect.Effect<A, E, R>, options: Options) => {
-    const unit = runnable<unknown, unknown, never>(options, succeed, false)
+    const unit = runnable<unknown, unknown, never>(options, undefined)
     // One parameter is the common case, and needs no list. It is passed on as it came.
     const unary = handler as unknown as (input: unknown) => Effect.Effect<A, E, R>
     return (...args: Args): Effect.Effect<A, E, R | EventPublisher> =>
@@ -104,7 +101,7 @@ export const instrumentEffect: {
   ...parameters: [options: ValueOptions] | [effect: Effect.Effect<A, E, R>, options: ValueOptions]
 ) => {
   const of = (effect: Effect.Effect<A, E, R>, options: ValueOptions): Effect.Effect<A, E, R | EventPublisher> =>
-    new Run(runnable<unknown, unknown, never>(optionsOf(options), succeed, false), options.input, () => effect)
+    new Run(runnable<unknown, unknown, never>(optionsOf(options), undefined), options.input, () => effect)
   // The overloads differ in their results, which one implementation can only give as a union.
   return (parameters.length === 1
     ? (effect: Effect.Effect<A, E, R>) => of(effect, parameters[0])
@@ -132,7 +129,7 @@ export const instrumentStream: {
 ) => {
   const of = (stream: Stream.Stream<A, E, R>, options: ValueOptions): Stream.Stream<A, E, R | EventPublisher> =>
     runStream(
-      runnable<unknown, unknown, never>(optionsOf(options), succeed, false),
+      runnable<unknown, unknown, never>(optionsOf(options), undefined),
       options.input,
       () => stream,
       chunkCount

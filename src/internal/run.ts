@@ -28,12 +28,13 @@ import { isSilent, publishing } from "./publishing.ts"
 import * as Snapshot from "./snapshot.ts"
 
 /**
- * What running a unit takes. `prepare` checks the input and gives the value that the work gets and the event shows.
+ * What running a unit takes. `prepare` checks the input and gives the value that the work gets and the event shows; without it they
+ * get the input, which is a `Checked` then.
  *
  * @internal
  */
 export interface Runnable<in In, out Checked, out Invalid> extends UnitInfo {
-  readonly prepare: (input: In) => Effect.Effect<Checked, Invalid>
+  readonly prepare: ((input: In) => Effect.Effect<Checked, Invalid>) | undefined
   /** Whether a checked input can share parts with what was given, so that its caller could change it still. */
   readonly sharesInput: boolean
   /** Whether the input can hold secrets that the other events must not repeat. */
@@ -71,12 +72,16 @@ const surroundingsOf = (fiber: AnyFiber): Execution.Surroundings =>
 const clockOf = (fiber: AnyFiber): Clock.Clock => Context.getOrUndefined(fiber.context, Clock.Clock) ?? defaultClock
 
 /**
- * Checks an input. The result is an Exit where the check was synchronous, as checks of plain Schemas are.
+ * What checking an input gives: an Exit where the check was synchronous, as checks of plain Schemas are; `undefined` where nothing
+ * is checked.
  */
+type Prepared<Checked, Invalid> = Effect.Effect<Checked, Invalid> | undefined
+
 const prepare = <In, Checked, Invalid>(
   runnable: Runnable<In, Checked, Invalid>,
   input: In
-): Effect.Effect<Checked, Invalid> => {
+): Prepared<Checked, Invalid> => {
+  if (runnable.prepare === undefined) return undefined
   try {
     return runnable.prepare(input)
   } catch (defect) {
@@ -90,16 +95,22 @@ const isSuccess = <A, E>(checked: Effect.Effect<A, E>): checked is Exit.Success<
 
 /** Goes on with a checked input, at once where it can. */
 const proceed = <Checked, Invalid, A, E, R>(
-  checked: Effect.Effect<Checked, Invalid>,
+  checked: Prepared<Checked, Invalid>,
+  input: unknown,
   handler: (input: Checked) => Effect.Effect<A, E, R>
-): Effect.Effect<A, E | Invalid, R> => isSuccess(checked) ? handler(checked.value) : Effect.flatMap(checked, handler)
+): Effect.Effect<A, E | Invalid, R> => {
+  // Where nothing is checked, the input is what the handler takes.
+  if (checked === undefined) return handler(input as Checked)
+  return isSuccess(checked) ? handler(checked.value) : Effect.flatMap(checked, handler)
+}
 
 /** What a started event shows: the checked input; or what was given, where the check failed or is still to come. */
 const shown = (
   runnable: Runnable<never, unknown, unknown>,
-  checked: Effect.Effect<unknown, unknown>,
+  checked: Prepared<unknown, unknown>,
   input: unknown
 ): unknown => {
+  if (checked === undefined) return input
   if (!isSuccess(checked)) return Snapshot.of(input)
   return runnable.sharesInput ? Snapshot.of(checked.value) : checked.value
 }
@@ -184,19 +195,23 @@ export class Run<In, Checked, Invalid, A, E, R> extends Primitive<A, E | Invalid
     // The type of a Run asks for the service; a fiber shows its context without its type.
     const publisher = Context.getUnsafe(fiber.context, EventPublisher)
     const checked = prepare(this.runnable, this.input)
-    if (publisher.isNoop) return proceed(checked, this.handler)
+    if (publisher.isNoop) return proceed(checked, this.input, this.handler)
     const surroundings = surroundingsOf(fiber)
     if (isSilent(publisher, surroundings)) {
       // What goes on from here may outlast the call of a publish function that started it, and stays silent then, too.
-      return Effect.provideService(proceed(checked, this.handler), Execution.Surroundings, publishing)
+      return Effect.provideService(proceed(checked, this.input, this.handler), Execution.Surroundings, publishing)
     }
     if (publisher.waits) {
       return strict(this.runnable, publisher, surroundings, this.input, checked, this.handler)
     }
-    const begun = new Begun(this, fiber, publisher, surroundings, checked)
-    return Effect.onExitPrimitive<A, E | Invalid, R>(begun, (exit) => begun.end(exit))
+    return ending(new Begun(this, fiber, publisher, surroundings, checked))
   }
 }
+
+// A function of its own, as what a closure holds is allocated on entry of the function around it, whether it is made or not.
+const ending = <In, Checked, Invalid, A, E, R>(
+  begun: Begun<In, Checked, Invalid, A, E, R>
+): Effect.Effect<A, E | Invalid, R> => Effect.onExitPrimitive<A, E | Invalid, R>(begun, (exit) => begun.end(exit))
 
 class Begun<In, Checked, Invalid, A, E, R> extends Primitive<A, E | Invalid, R> implements Evaluated {
   declare private readonly run: Run<In, Checked, Invalid, A, E, R>
@@ -204,7 +219,7 @@ class Begun<In, Checked, Invalid, A, E, R> extends Primitive<A, E | Invalid, R> 
   declare private readonly outer: Context.Context<never>
   declare private readonly publisher: Publisher
   declare private readonly surroundings: Execution.Surroundings
-  declare private readonly checked: Effect.Effect<Checked, Invalid>
+  declare private readonly checked: Prepared<Checked, Invalid>
   declare private execution: LiveExecution | undefined
 
   constructor(
@@ -212,7 +227,7 @@ class Begun<In, Checked, Invalid, A, E, R> extends Primitive<A, E | Invalid, R> 
     fiber: AnyFiber,
     publisher: Publisher,
     surroundings: Execution.Surroundings,
-    checked: Effect.Effect<Checked, Invalid>
+    checked: Prepared<Checked, Invalid>
   ) {
     super()
     this.run = run
@@ -231,7 +246,7 @@ class Begun<In, Checked, Invalid, A, E, R> extends Primitive<A, E | Invalid, R> 
     this.execution = execution
     publisher.offer(asExecutionEvent(new LiveStarted(execution, value)))
     fiber.setContext(Context.addUnsafe(outer, Execution.Surroundings.key, execution))
-    return proceed(checked, run.handler)
+    return proceed(checked, run.input, run.handler)
   }
 
   end(exit: Exit.Exit<A, E | Invalid>): undefined {
@@ -248,14 +263,14 @@ const strict = <In, Checked, Invalid, A, E, R>(
   publisher: Publisher,
   surroundings: Execution.Surroundings,
   input: In,
-  checked: Effect.Effect<Checked, Invalid>,
+  checked: Prepared<Checked, Invalid>,
   handler: (input: Checked) => Effect.Effect<A, E, R>
 ): Effect.Effect<A, E | Invalid, R> =>
   Effect.uninterruptibleMask((restore) =>
     Effect.withFiber((fiber: AnyFiber) => {
       const value = shown(runnable, checked, input)
       const execution = begin(fiber, runnable, publisher, surroundings, value)
-      const inside = Effect.suspend(() => proceed(checked, handler)).pipe(
+      const inside = Effect.suspend(() => proceed(checked, input, handler)).pipe(
         Effect.provideService(Execution.Surroundings, execution)
       )
       const end = (exit: Exit.Exit<unknown, unknown>): Effect.Effect<void> =>
@@ -327,7 +342,9 @@ export const runStream = <In, Checked, Invalid, A, E, R, S>(
       const publisher = Context.getUnsafe(fiber.context, EventPublisher)
       const surroundings = surroundingsOf(fiber)
       const checked = prepare(runnable, input)
-      const stream = Stream.unwrap(Effect.suspend(() => Effect.map(checked, handler)))
+      // Where nothing is checked, the input is what the handler takes.
+      const ready = checked ?? Effect.succeed(input as unknown as Checked)
+      const stream = Stream.unwrap(Effect.suspend(() => Effect.map(ready, handler)))
       if (isSilent(publisher, surroundings)) return Channel.toPullScoped(Stream.toChannel(stream), scope)
 
       const value = shown(runnable, checked, input)

@@ -3,7 +3,6 @@
  *
  * @since 0.1.0
  */
-import type * as Effect from "effect/Effect"
 import * as Encode from "./encode.ts"
 import type { Runnable } from "./run.ts"
 import * as Snapshot from "./snapshot.ts"
@@ -26,14 +25,13 @@ interface Named {
 }
 
 /**
- * `prepare` either checks the input by its schema, or passes on what was given, whoever else may hold it.
+ * `prepare` checks the input by its schema.
  *
  * @internal
  */
 export const runnable = <In, Checked, Invalid>(
   options: Named,
-  prepare: (input: In) => Effect.Effect<Checked, Invalid>,
-  checks: boolean
+  prepare: Runnable<In, Checked, Invalid>["prepare"]
 ): Runnable<In, Checked, Invalid> => ({
   name: options.name,
   domain: domainOf(options.name),
@@ -41,7 +39,7 @@ export const runnable = <In, Checked, Invalid>(
   encodeInput: encoder(options.input),
   encodeOutput: encoder(options.output),
   encodeError: encoder(options.error),
-  sharesInput: checks && options.input !== undefined && Snapshot.isShared(options.input.ast),
+  sharesInput: prepare !== undefined && options.input !== undefined && Snapshot.isShared(options.input.ast),
   hasSecrets: options.input !== undefined && Encode.containsSecret(options.input.ast),
   prepare,
   tally: undefined
