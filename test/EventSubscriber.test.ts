@@ -53,14 +53,25 @@ describe("fromStream", () => {
 
   it.effect("delivers what is given back again, before anything newer and in the old order", () =>
     Effect.gen(function*() {
-      const { publish, take } = yield* subscribed({ maxInFlight: 3 })
-      yield* publish(1, 2, 3, 4)
-      const [first, second, third] = yield* take
-      yield* third?.ack ?? Effect.void
-      assert.deepStrictEqual((yield* take).map(shown), ["4/1"])
-      yield* second?.retry ?? Effect.void
-      yield* first?.retry ?? Effect.void
-      assert.sameMembers((yield* take).map(shown), ["1/2", "2/2"])
+      const source = Stream.make(sourced(1), sourced(2), sourced(3), sourced(4))
+      const pull = yield* Stream.toPull(yield* EventSubscriber.fromStream(source, { maxInFlight: 3 }))
+      const next = Effect.map(pull, ([delivery]) => delivery)
+      const [first, second, third] = [yield* next, yield* next, yield* next]
+      yield* third.retry
+      yield* second.ack
+      // There is room for the fourth now, and it waits behind those that come again.
+      yield* Effect.all(Array.from({ length: 20 }, () => Effect.yieldNow), { discard: true })
+      yield* first.retry
+      assert.deepStrictEqual([shown(yield* next), shown(yield* next), shown(yield* next)], ["1/2", "3/2", "4/1"])
+    }))
+
+  it.effect("tells once of what is missing before an event", () =>
+    Effect.gen(function*() {
+      const pull = yield* Stream.toPull(yield* EventSubscriber.fromStream(Stream.make(sourced(5, 4)), {}))
+      const [first] = yield* pull
+      yield* first.retry
+      const [again] = yield* pull
+      assert.deepStrictEqual([first.missed, again.missed], [4, 0])
     }))
 
   it.effect("delivers again what is not acknowledged in time", () =>

@@ -11,6 +11,7 @@ const secrets = [Redacted.make(`whsec_${Buffer.alloc(32, 7).toString("base64")}`
 /** An endpoint that verifies what it is sent, and its address. The events go to the bus, where a subscriber reads them. */
 const receiver = Effect.gen(function*() {
   const bus = yield* EventBus.EventBus
+  const run = Effect.runPromiseWith(yield* Effect.context<never>())
   const seen = Webhook.makeSeenIds({ capacity: 100_000 })
   const respond = (request: Http.IncomingMessage, response: Http.ServerResponse): void => {
     const chunks: Array<Buffer> = []
@@ -24,7 +25,7 @@ const receiver = Effect.gen(function*() {
         Effect.catchTag("WebhookError", (error) => Effect.succeed(error.responseStatus)),
         Effect.provideService(Webhook.CurrentSeenIds, seen)
       )
-      void Effect.runPromise(received).then((status) => response.writeHead(status).end())
+      void run(received).then((status) => response.writeHead(status).end())
     })
   }
   const server = yield* Effect.acquireRelease(
