@@ -1,4 +1,4 @@
-import { assert, describe, it } from "@effect/vitest"
+import { assert, describe, expectTypeOf, it } from "@effect/vitest"
 import {
   ConfigProvider,
   Console,
@@ -488,6 +488,26 @@ describe("combine", () => {
       assert.deepStrictEqual(published, range(1, 10).flatMap((n) => [`a ${n}`, `b ${n}`]))
       assert.deepStrictEqual(world.counts(), { "executions completed": 5 })
     }))
+})
+
+describe("combinators", () => {
+  it("keep what a Layer gives, needs and fails with", () => {
+    class Settings extends Context.Service<Settings, { readonly rate: number }>()("test/Settings") {}
+    type Services = EventPublisher.EventPublisher | EventPublisher.Memory
+    // Only its type counts.
+    const layer = EventPublisher.layerMemory as Layer.Layer<Services, "failed", Settings>
+    expectTypeOf(EventPublisher.filter(layer, () => true)).toEqualTypeOf<typeof layer>()
+    expectTypeOf(layer.pipe(EventPublisher.sample({ rate: 1 }))).toEqualTypeOf<typeof layer>()
+    expectTypeOf(EventPublisher.buffered(layer, { capacity: 1, strategy: "sliding" })).toEqualTypeOf<typeof layer>()
+    expectTypeOf(EventPublisher.combine(layer, EventPublisher.layerBus)).toEqualTypeOf<
+      Layer.Layer<Services | EventBus.EventBus, "failed", Settings>
+    >()
+    expectTypeOf(EventPublisher.layerBus.pipe(EventPublisher.combine(layer))).toEqualTypeOf<
+      Layer.Layer<Services | EventBus.EventBus, "failed", Settings>
+    >()
+    // @ts-expect-error - a Promise is no Effect: what becomes of it would go unseen.
+    EventPublisher.layer({ publish: async () => {} })
+  })
 })
 
 describe("filter", () => {

@@ -1,4 +1,4 @@
-import { assert, describe, it } from "@effect/vitest"
+import { assert, describe, expectTypeOf, it } from "@effect/vitest"
 import { Cause, Context, Deferred, Effect, Exit, Fiber, Schema, Stream } from "effect"
 import { Clock } from "effect"
 import { TestClock } from "effect/testing"
@@ -447,6 +447,26 @@ describe("closed", () => {
       assert.deepStrictEqual([sequences(audit.events), published], [range(1, 10), range(1, 10)])
       assert.deepStrictEqual(world.counts(), { "executions completed": 5 })
     }))
+})
+
+describe("failOnRefusal", () => {
+  it.effect("leaves all that is no refusal as it is", () =>
+    Effect.gen(function*() {
+      const world = yield* makeWorld(EventPublisher.layerMemory)
+      const run = <A, E>(effect: Effect.Effect<A, E>) =>
+        Effect.exit(EventPublisher.failOnRefusal(world.run(named("test.unit", effect))))
+      assert.deepStrictEqual(yield* run(Effect.succeed(1)), Exit.succeed(1))
+      assert.deepStrictEqual(yield* run(Effect.fail("typed")), Exit.fail("typed"))
+      assert.deepStrictEqual(yield* run(Effect.die("defect")), Exit.die("defect"))
+      assert.isTrue(Exit.hasInterrupts(yield* run(Effect.interrupt)))
+    }))
+
+  it("gives the refusal its place in the types", () => {
+    const unit = named("test.unit", Effect.succeed(1) as Effect.Effect<number, "typed">)
+    expectTypeOf(EventPublisher.failOnRefusal(unit)).toEqualTypeOf<
+      Effect.Effect<number, "typed" | EventPublisher.PublishError, EventPublisher.EventPublisher>
+    >()
+  })
 })
 
 describe("recursion", () => {
