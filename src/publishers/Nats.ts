@@ -259,14 +259,16 @@ const subjectOf = (prefix: string, event: EventPublisher.Event): string => {
   return `${prefix}.${token(event.domain)}.${unit}.${token(rest(Brokers.typeOf(event)))}`
 }
 
-/** One subject with wildcards for all that a subscription wants, and maybe more; `undefined` where that is everything. */
-const filterOf = (prefix: string, options: EventSubscriber.Options): string | undefined => {
+const allOf = (options: StreamOptions): string => `${prefixOf(options)}.>`
+
+/** One subject with wildcards for all that a subscription wants, and maybe more. */
+const filterOf = (options: StreamOptions, wanted: EventSubscriber.Options): string => {
   const part = (list: ReadonlyArray<string> | undefined, name: (text: string) => string): string => {
     const [first, second] = list ?? []
     return first === undefined || second !== undefined ? "*" : token(name(first))
   }
-  const parts = [part(options.domains, (domain) => domain), part(options.units, rest), part(options.types, rest)]
-  return parts.every((part) => part === "*") ? undefined : [prefix, ...parts].join(".")
+  const parts = [part(wanted.domains, (domain) => domain), part(wanted.units, rest), part(wanted.types, rest)]
+  return parts.every((part) => part === "*") ? allOf(options) : [prefixOf(options), ...parts].join(".")
 }
 
 /** A connection that is made again whenever it breaks, and who wants to know. */
@@ -366,7 +368,7 @@ const statedBy = (options: StreamOptions) => {
 }
 
 const check = (found: StreamConfig, options: StreamOptions): Effect.Effect<void, NatsError> => {
-  const subject = `${prefixOf(options)}.>`
+  const subject = allOf(options)
   const differences = found.subjects.includes(subject)
     ? []
     : [{ field: "subjects", found: found.subjects.join(", "), expected: subject }]
@@ -381,9 +383,15 @@ const check = (found: StreamConfig, options: StreamOptions): Effect.Effect<void,
     : Effect.fail(new NatsError({ reason: new StreamDiffers({ stream: found.name, differences }) }))
 }
 
+/** The stream, and who manages it. */
+interface Managed {
+  readonly manager: JetStreamManager
+  readonly subjects: ReadonlyArray<string>
+}
+
 /** Creates the stream, or checks the one that exists. */
 const ensureStream = Effect.fnUntraced(
-  function*(link: Link, options: StreamOptions): Effect.fn.Return<JetStreamManager, NatsError> {
+  function*(link: Link, options: StreamOptions): Effect.fn.Return<Managed, NatsError> {
     const stream = streamOf(options)
     const call = <A>(promise: () => Promise<A>): Effect.Effect<A, NatsError> =>
       Effect.tryPromise({
@@ -398,14 +406,12 @@ const ensureStream = Effect.fnUntraced(
         throw cause
       })
     )
-    const add = call(() =>
-      manager.streams.add({ name: stream, subjects: [`${prefixOf(options)}.>`], ...statedBy(options) })
-    )
+    const add = call(() => manager.streams.add({ name: stream, subjects: [allOf(options)], ...statedBy(options) }))
     // Two who start at once can both find it missing; to add the same stream twice is fine, and another one is found.
     const found = (yield* find) ??
       (yield* Effect.catch(add, (error) => Effect.filterOrFail(find, Predicate.isNotUndefined, () => error)))
     yield* check(found.config, options)
-    return manager
+    return { manager, subjects: found.config.subjects }
   }
 )
 
@@ -718,7 +724,7 @@ interface WantedConsumer {
   readonly name: string
   readonly durable_name?: string
   readonly inactive_threshold?: number
-  readonly filter_subject?: string
+  readonly filter_subject: string
   readonly ack_wait: number
   readonly max_ack_pending: number
 }
@@ -752,14 +758,14 @@ const ensureConsumer = Effect.fnUntraced(function*(
   }
   const { ack_wait, filter_subject, max_ack_pending } = found.config
   const isSame = ack_wait === wanted.ack_wait && max_ack_pending === wanted.max_ack_pending &&
-    (filter_subject ?? "") === (wanted.filter_subject ?? "")
+    filter_subject === wanted.filter_subject
   return isSame
     ? found
     : yield* callManager(() =>
       manager.consumers.update(stream, name, {
         ack_wait: wanted.ack_wait,
         max_ack_pending: wanted.max_ack_pending,
-        filter_subject: wanted.filter_subject ?? ""
+        filter_subject: wanted.filter_subject
       })
     )
 })
@@ -1032,7 +1038,7 @@ const makeSubscriber = Effect.fnUntraced(function*(
   options: SubscriberOptions
 ): Effect.fn.Return<typeof EventSubscriber.EventSubscriber.Service, NatsError, Scope.Scope> {
   const link = yield* makeLink(options)
-  const manager = yield* ensureStream(link, options)
+  const { manager, subjects } = yield* ensureStream(link, options)
   const stream = streamOf(options)
   const retryDelay = Duration.toMillis(options.retryDelay ?? "10 millis")
   const scoped = yield* Brokers.subscriptions
@@ -1047,13 +1053,13 @@ const makeSubscriber = Effect.fnUntraced(function*(
     const context = yield* Effect.context<never>()
     const isNamed = wanted.consumer !== undefined
     const name = wanted.consumer === undefined ? nuid.next() : token(wanted.consumer)
-    const filter = filterOf(prefixOf(options), wanted)
+    const filter = filterOf(options, wanted)
     const maxInFlight = Math.max(1, wanted.maxInFlight ?? 1)
     const ackTimeout = Duration.toMillis(wanted.ackTimeout ?? "30 seconds")
     const config = {
       name,
       ...(isNamed ? { durable_name: name } : { inactive_threshold: inactiveThreshold }),
-      ...(filter === undefined ? {} : { filter_subject: filter }),
+      filter_subject: filter,
       ack_wait: nanos(ackTimeout),
       // One at a time is for the consumer as a whole: order outlives a subscriber that dies. Several are several for each subscriber.
       max_ack_pending: maxInFlight === 1 ? 1 : isNamed ? Math.max(1000, 16 * maxInFlight) : maxInFlight
@@ -1074,7 +1080,7 @@ const makeSubscriber = Effect.fnUntraced(function*(
       Effect.sync(() =>
         new Pull(link, info, queue, {
           stream,
-          isFiltered: filter !== undefined,
+          isFiltered: filter !== allOf(options) || subjects.length > 1,
           wants: EventSubscriber.wants(wanted),
           maxInFlight,
           ackTimeout,

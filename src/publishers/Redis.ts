@@ -212,12 +212,12 @@ const makeConnection = Effect.fnUntraced(
       if (current === opened) current = undefined
       opened.then((client) => client.isOpen && client.destroy(), () => {})
     }
-    const acquire = async (): Promise<{ readonly client: Client; readonly opened: Promise<Client> }> => {
+    const acquire = async (): Promise<Client> => {
       if (isClosed) throw new Error("the connection is closed")
       const opened = current ??= open()
       try {
         const client = await opened
-        if (client.isReady) return { client, opened }
+        if (client.isReady) return client
       } catch (thrown) {
         drop(opened)
         throw thrown
@@ -225,6 +225,9 @@ const makeConnection = Effect.fnUntraced(
       drop(opened)
       return acquire()
     }
+    const giveUp = Effect.sync(() => {
+      if (current !== undefined) drop(current)
+    })
     yield* Effect.addFinalizer(() =>
       Effect.sync(() => {
         isClosed = true
@@ -238,23 +241,16 @@ const makeConnection = Effect.fnUntraced(
           // Credentials that are refused today may have been changed tomorrow.
           catch: (cause): Failure => ({ detail: Brokers.describe(cause), passing: !isClosed, cause })
         }).pipe(
-          Effect.flatMap(({ client, opened }) =>
-            Effect.tryPromise({ try: () => send(client), catch: failureOf }).pipe(
-              Effect.timeoutOrElse({
-                duration: within,
-                orElse: () =>
-                  Effect.suspend(() => {
-                    drop(opened)
-                    const detail = `no answer within ${Duration.format(within)}`
-                    return Effect.fail<Failure>({ detail, passing: true, cause: new Error(detail) })
-                  })
-              }),
-              Effect.tapError(({ detail }) =>
-                // After a fail-over the address may lead to the new master.
-                Effect.sync(() => detail.startsWith("READONLY") ? drop(opened) : undefined)
-              )
-            )
-          ),
+          Effect.flatMap((client) => Effect.tryPromise({ try: () => send(client), catch: failureOf })),
+          Effect.timeoutOrElse({
+            duration: within,
+            orElse: () => {
+              const detail = `no answer within ${Duration.format(within)}`
+              return Effect.andThen(giveUp, Effect.fail<Failure>({ detail, passing: true, cause: new Error(detail) }))
+            }
+          }),
+          // After a fail-over the address may lead to the new master.
+          Effect.tapError(({ detail }) => detail.startsWith("READONLY") ? giveUp : Effect.void),
           Brokers.inRealTime
         )
     }
@@ -311,8 +307,11 @@ const sender = (connection: Connection, options: PublisherOptions): Brokers.Send
     const stored = multi.exec()
     if (replicas === 0) return stored.then(() => 0)
     // Half of the time, so that the answer comes before we give up on it.
-    const [, reached] = await Promise.all([stored, client.wait(replicas, Math.ceil(Duration.toMillis(within) / 2))])
-    return reached
+    const waited = Promise.allSettled([client.wait(replicas, Math.ceil(Duration.toMillis(within) / 2))])
+    await stored
+    const [reached] = await waited
+    if (reached.status === "rejected") throw reached.reason
+    return reached.value
   }
 
   const run = Effect.fnUntraced(function*({ acknowledged, refused, ring }: Brokers.Outbound) {
@@ -426,7 +425,8 @@ return { isId and ARGV[1] or '0-0', isId and -1 or info['entries-added'] - info[
  * unacknowledged. Gives what is missing, the id up to which the group has read, whether something is unacknowledged, and the entries.
  */
 const readGroupScript = new Script(`${luaTable}
-for _, list in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
+local groups = redis.call('EXISTS', KEYS[1]) == 1 and redis.call('XINFO', 'GROUPS', KEYS[1]) or {}
+for _, list in ipairs(groups) do
   local group = fields(list)
   if group['name'] == ARGV[1] then
     local last = group['last-delivered-id']
@@ -598,8 +598,8 @@ interface Member {
   /** Reads at most so many. Where there are none it waits a while, and may give none. */
   readonly read: (count: number) => Effect.Effect<Reading, Failure>
   readonly ack: (ids: ReadonlyArray<string>) => Effect.Effect<unknown, Failure>
-  /** Notes that an entry is delivered to us again. */
-  readonly renew: (id: string) => Effect.Effect<unknown, Failure>
+  /** Notes that an entry is delivered to us again, for the so-many-th time. */
+  readonly renew: (id: string, attempt: number) => Effect.Effect<unknown, Failure>
   readonly leave: Effect.Effect<unknown, Failure>
 }
 
@@ -672,7 +672,11 @@ const makeMember = (connection: Connection, waiting: Connection, settings: {
         )
       ),
     ack: (ids) => connection.call((client) => client.xAck(key, group, [...ids]), answerWithin),
-    renew: (id) => connection.call((client) => client.xClaimJustId(key, group, member, 0, id), answerWithin),
+    renew: (id, attempt) =>
+      connection.call(
+        (client) => client.xClaimJustId(key, group, member, 0, id, { RETRYCOUNT: attempt }),
+        answerWithin
+      ),
     leave: run(leaveScript)
   }
 }
@@ -754,7 +758,7 @@ class Intake {
     this.held.set(id, again)
     this.settings.fork(
       Effect.sleep(this.settings.retryDelay).pipe(
-        Effect.andThen(Effect.ignore(this.member.renew(id))),
+        Effect.andThen(Effect.ignore(this.member.renew(id, held.attempt + 1))),
         Effect.andThen(Effect.sync(() => {
           if (this.held.get(id) === again) this.deliver(id, held.event, held.attempt + 1)
         }))
@@ -762,15 +766,17 @@ class Intake {
     )
   }
 
-  /** Sends the acknowledgements. Those that do not arrive are kept for the next time. */
+  /** Sends the acknowledgements. Those of which it is not known whether they arrived are kept for the next time. */
   readonly flush: Effect.Effect<void> = Effect.suspend(() => {
     this.isFlushingSoon = false
     const ids = [...this.toAck]
     this.toAck.clear()
-    return ids.length === 0 ? Effect.void : Effect.catch(Effect.asVoid(this.member.ack(ids)), () =>
-      Effect.sync(() => {
-        for (const id of ids) this.toAck.add(id)
-      }))
+    const keep = Effect.sync(() => {
+      for (const id of ids) this.toAck.add(id)
+    })
+    return ids.length === 0
+      ? Effect.void
+      : this.member.ack(ids).pipe(Effect.catch(() => keep), Effect.onInterrupt(() => keep), Effect.asVoid)
   })
 
   private readonly room: Effect.Effect<void> = Effect.callback((resume) => {
