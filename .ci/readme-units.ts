@@ -5,7 +5,8 @@ import * as fs from "node:fs"
 import { catalog } from "../src/units.ts"
 
 const needs: Record<string, string> = {
-  model: "a SQL database for the register, the file system, and for pulls HTTP access to HuggingFace, ModelScope or an Ollama server"
+  model:
+    "a SQL database for the register, the file system, and for pulls HTTP access to HuggingFace, ModelScope or an Ollama server"
 }
 
 const code = (text: string): string => `\`${text}\``
@@ -22,7 +23,9 @@ const section = catalog.domains.map((domain) => {
   return [
     `### ${domain}`,
     "",
-    `\`import * as ${domain.charAt(0).toUpperCase()}${domain.slice(1)} from "effect-units/${domain}"\`. Needs ${needs[domain] ?? "nothing"}.`,
+    `\`import * as ${domain.charAt(0).toUpperCase()}${domain.slice(1)} from "effect-units/${domain}"\`. Needs ${
+      needs[domain] ?? "nothing"
+    }.`,
     "",
     "| unit | kind | what it does | failures besides `InvalidInput` |",
     "| --- | --- | --- | --- |",
