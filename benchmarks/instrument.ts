@@ -669,7 +669,9 @@ const nestJs = async (): Promise<ReadonlyArray<Case>> => {
   ]
 }
 
-const round = (value: number): string => value.toFixed(value < 10 ? 1 : 0)
+const round = (value: number): string => value.toFixed(Math.abs(value) < 10 ? 1 : 0)
+
+const signed = (value: number): string => `${value < 0 ? "" : "+"}${round(value)}`
 
 const targetsOf = (measured: ReadonlyArray<Measured>): ReadonlyArray<Target> => {
   const over = (name: string): number => {
@@ -679,7 +681,7 @@ const targetsOf = (measured: ReadonlyArray<Measured>): ReadonlyArray<Target> => 
   }
   const atMost = (name: string, limit: number): Target => ({
     target: `${name}: at most +${limit} ns`,
-    measured: `+${round(over(name))} ns`,
+    measured: `${signed(over(name))} ns`,
     met: over(name) <= limit
   })
   const span = over("Effect.withSpan, no tracer")
@@ -723,7 +725,7 @@ const rowsOf = (measured: ReadonlyArray<Measured>): Report["rows"] => {
       what: name,
       ns: round(minNs),
       "median ns": round(medianNs),
-      "over its baseline": overNs === undefined ? "" : `${overNs < 0 ? "" : "+"}${round(overNs)}`,
+      "over its baseline": overNs === undefined ? "" : signed(overNs),
       "times it": base === undefined ? "" : (minNs / base.minNs).toFixed(1),
       "of withSpan": overNs === undefined ? "" : (overNs / span).toFixed(2),
       bytes: round(bytes),
