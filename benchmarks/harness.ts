@@ -25,6 +25,8 @@ export interface Case {
   readonly verify: () => unknown
   /** Does it so many times. Where it returns a promise, the sample ends when that resolves. */
   readonly run: (calls: number) => unknown
+  /** How many calls a sample has at least. Default 256. */
+  readonly leastCalls?: number
 }
 
 /** What was measured of a case, per call. */
@@ -141,11 +143,11 @@ const allocated = async (run: Case["run"], samples: number): Promise<number> => 
 }
 
 /** Calls that take about so many nanoseconds, found by doubling, which also gives the compiler something to compile. */
-const calibrate = async (run: Case["run"], sampleNs: number): Promise<number> => {
-  let calls = 256
+const calibrate = async ({ leastCalls = 256, run }: Case, sampleNs: number): Promise<number> => {
+  let calls = leastCalls
   while (true) {
     const taken = await processorTime(() => run(calls))
-    if (taken >= sampleNs / 2) return Math.max(256, Math.round(calls * sampleNs / taken))
+    if (taken >= sampleNs / 2) return Math.max(leastCalls, Math.round(calls * sampleNs / taken))
     calls *= 2
   }
 }
@@ -158,10 +160,10 @@ export const measure = async (cases: ReadonlyArray<Case>, quick: boolean): Promi
   const states: Array<{ readonly case: Case; calls: number; readonly ns: Array<number> }> = []
   for (const each of cases) {
     await each.verify()
-    states.push({ case: each, calls: await calibrate(each.run, sampleNs), ns: [] })
+    states.push({ case: each, calls: await calibrate(each, sampleNs), ns: [] })
   }
   // The first calibration ran code that was not compiled yet, beside less other code than there is now.
-  for (const state of states) state.calls = await calibrate(state.case.run, sampleNs)
+  for (const state of states) state.calls = await calibrate(state.case, sampleNs)
   for (let round = -warmUp; round < rounds; round++) {
     for (let turn = 0; turn < states.length; turn++) {
       // Each round begins with another case, so that none always follows the same one. In bounds by the remainder.
@@ -229,6 +231,7 @@ export const main = async (benchmarks: ReadonlyArray<(quick: boolean) => Promise
   })
   const about = machine()
   console.log(Object.entries(about).map(([name, value]) => `${name}: ${value}`).join(", "))
+  if (quick) console.log("A quick run shows that everything runs; its figures mean nothing.")
   const reports: Array<Report> = []
   for (const benchmark of benchmarks) {
     const report = await benchmark(quick)
