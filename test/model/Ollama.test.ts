@@ -96,7 +96,7 @@ it.layer(layer)("Ollama", (it) => {
         const cases: ReadonlyArray<readonly [string, HubReason]> = [
           ["pull model manifest: file does not exist", new RepoNotFound({ repo: "tiny:1b" })],
           ["invalid model name", new RepoNotFound({ repo: "tiny:1b" })],
-          ["write /root/x: no space left on device", new DiskFull({ path: "Ollama's model store" })],
+          ["write /srv/x: no space left on device", new DiskFull({ path: "Ollama's model store" })],
           ["unauthorized: access denied", new Unauthorized({ detail: "unauthorized: access denied" })],
           [
             "digest mismatch, file must be downloaded again: want a, got b",
