@@ -483,10 +483,11 @@ class Window implements Watcher {
     return this.sent.size
   }
 
-  /** How many more may be sent, as soon as that is one or more. */
-  readonly room: Effect.Effect<number> = this.when(() =>
-    this.flowing && this.sent.size < this.capacity ? this.capacity - this.sent.size : undefined
-  )
+  /** How many more may be sent, as soon as that is a good part of all: few large writes cost less than many small ones. */
+  readonly room: Effect.Effect<number> = this.when(() => {
+    const free = this.capacity - this.sent.size
+    return this.flowing && 4 * free >= this.capacity ? free : undefined
+  })
 
   /** Succeeds when all is settled. */
   readonly settled: Effect.Effect<unknown> = this.when(() => this.sent.size === 0 ? true : undefined)
@@ -784,6 +785,12 @@ interface Held {
   readonly at: number
 }
 
+/** What became of a message, and where to say so. */
+interface Settled {
+  readonly reply: string
+  readonly payload: string
+}
+
 const pullExpires = nanos(30_000)
 const heartbeatMillis = 5000
 
@@ -815,7 +822,8 @@ class Pull implements Watcher {
   private readonly confirmationInbox: string
   /** By the sequence in the stream. */
   private readonly held = new Map<number, Held>()
-  private readonly unconfirmed = new Map<string, { readonly reply: string; readonly payload: string }>()
+  private settled: Array<Settled> = []
+  private readonly unconfirmed = new Map<string, ReadonlyArray<Settled>>()
   private consumer: string
   private lastOfStream: number
   private lastOfConsumer: number
@@ -824,7 +832,7 @@ class Pull implements Watcher {
   private request = ""
   private outstanding = 0
   private heardAt = 0
-  private isAskingSoon = false
+  private isTurning = false
   private isClosing = false
   private onConfirmed: (() => void) | undefined
 
@@ -860,13 +868,15 @@ class Pull implements Watcher {
     if (status === 100 || msg.subject !== this.request) return
     this.outstanding = 0
     // 404 and 408 are the ways of a request to end without messages; what else there is may mean that the consumer is gone.
-    if (status === 404 || status === 408) this.askSoon()
+    if (status === 404 || status === 408) this.ask()
     else this.isTroubled = true
   }
 
   private delivered(msg: Msg, reply: string): void {
     const { attempt, consumer, stream } = infoOf(reply)
     if (this.outstanding > 0) this.outstanding--
+    // The oldest first: one that comes again is the newest.
+    this.held.delete(stream)
     this.held.set(stream, { reply, at: this.heardAt })
     this.lookForGap(attempt, stream, consumer)
     if (this.isClosing) return
@@ -913,18 +923,33 @@ class Pull implements Watcher {
 
   private release(stream: number, reply: string, payload: string): void {
     if (this.held.get(stream)?.reply === reply) this.held.delete(stream)
-    this.send(reply, payload)
-    this.askSoon()
+    this.settled.push({ reply, payload })
+    if (this.isTurning) return
+    // Once for all that is acknowledged in one go.
+    this.isTurning = true
+    queueMicrotask(() => {
+      this.isTurning = false
+      this.sendSettled()
+      this.ask()
+    })
   }
 
-  private send(reply: string, payload: string): void {
+  private sendSettled(): void {
+    if (this.settled.length === 0 || !this.link.isUp()) return
     const key = String(this.count++)
-    this.unconfirmed.set(key, { reply, payload })
-    if (this.link.isUp()) this.publish(key, reply, payload)
+    const { settled } = this
+    this.settled = []
+    this.unconfirmed.set(key, settled)
+    this.publish(key, settled)
   }
 
-  private publish(key: string, reply: string, payload: string): void {
-    this.link.nc.publish(reply, payload, { reply: `${this.confirmationInbox}.${key}` })
+  /** The server takes them in order, so that the last one is confirmed when all are in. */
+  private publish(key: string, settled: ReadonlyArray<Settled>): void {
+    const last = settled.length - 1
+    for (const [index, { payload, reply }] of settled.entries()) {
+      const confirm = index === last ? { reply: `${this.confirmationInbox}.${key}` } : undefined
+      this.link.nc.publish(reply, payload, confirm)
+    }
   }
 
   private confirmed(msg: Msg): void {
@@ -932,16 +957,6 @@ class Pull implements Watcher {
     // Nobody is there to take it.
     if (msg.headers?.code === 503) this.isTroubled = true
     if (this.unconfirmed.size === 0) this.onConfirmed?.()
-  }
-
-  /** Once for all that is acknowledged in one go. */
-  private askSoon(): void {
-    if (this.isAskingSoon) return
-    this.isAskingSoon = true
-    queueMicrotask(() => {
-      this.isAskingSoon = false
-      this.ask()
-    })
   }
 
   private ask(): void {
@@ -963,7 +978,8 @@ class Pull implements Watcher {
   }
 
   up(): void {
-    for (const [key, { payload, reply }] of this.unconfirmed) this.publish(key, reply, payload)
+    for (const [key, settled] of this.unconfirmed) this.publish(key, settled)
+    this.sendSettled()
     this.restart()
   }
 
@@ -999,6 +1015,7 @@ class Pull implements Watcher {
     this.lastOfStream = info.delivered.stream_seq
     this.lastOfConsumer = info.delivered.consumer_seq
     this.held.clear()
+    this.settled = []
     this.unconfirmed.clear()
     this.restart()
   }
@@ -1012,7 +1029,8 @@ class Pull implements Watcher {
   /** Gives back what is not acknowledged, in order, and waits until the server has confirmed all there is to confirm. */
   readonly giveBack: Effect.Effect<void> = Effect.callback((resume) => {
     const held = Array.from(this.held).sort(([left], [right]) => left - right)
-    for (const [, { reply }] of held) this.send(reply, "-NAK")
+    for (const [, { reply }] of held) this.settled.push({ reply, payload: "-NAK" })
+    this.sendSettled()
     if (this.unconfirmed.size === 0) return resume(Effect.void)
     this.onConfirmed = () => resume(Effect.void)
   })

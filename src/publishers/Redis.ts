@@ -27,6 +27,7 @@ import * as Config from "effect/Config"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Queue from "effect/Queue"
 import * as Result from "effect/Result"
@@ -351,10 +352,20 @@ const sender = (connection: Connection, options: PublisherOptions): Brokers.Send
       }
     })
 
+    // While one batch is stored the next one is encoded.
+    let storing: Fiber.Fiber<void> | undefined
+    const storeNext = Effect.fnUntraced(function*(entries: ReadonlyArray<Outgoing>) {
+      if (storing !== undefined) yield* Fiber.join(storing)
+      const stored = Effect.map(storeAll(entries), () => {
+        unsettled -= entries.length
+      })
+      storing = yield* Effect.forkChild(stored, { startImmediately: true })
+    })
+
     while (true) {
       const batch = yield* ring.take(size)
-      if (batch === undefined) return
-      unsettled = batch.items.length
+      if (batch === undefined) break
+      unsettled += batch.items.length
       let entries: Array<Outgoing> = []
       let length = 0
       for (const item of batch.items) {
@@ -364,17 +375,16 @@ const sender = (connection: Connection, options: PublisherOptions): Brokers.Send
           continue
         }
         if (length + entry.text.length > longestBatch && entries.length > 0) {
-          yield* storeAll(entries)
-          unsettled -= entries.length
+          yield* storeNext(entries)
           entries = []
           length = 0
         }
         entries.push(entry)
         length += entry.text.length
       }
-      yield* storeAll(entries)
-      unsettled = 0
+      yield* storeNext(entries)
     }
+    if (storing !== undefined) yield* Fiber.join(storing)
   })
 
   return { transport, buffer: "redis", unsettled: () => unsettled, run }
@@ -608,10 +618,11 @@ const makeMember = (connection: Connection, waiting: Connection, settings: {
   readonly group: string
   readonly member: string
   readonly ackTimeout: number
-  readonly isExclusive: boolean
-  readonly holds: (id: string) => boolean
+  readonly maxInFlight: number
+  /** Whether we have an entry, or have acknowledged it. */
+  readonly knows: (id: string) => boolean
 }): Member => {
-  const { ackTimeout, group, holds, isExclusive, key, member } = settings
+  const { ackTimeout, group, key, knows, maxInFlight, member } = settings
   const interval = Math.min(Math.max(100, ackTimeout / 3), 5000)
   const goneAfter = String(Math.max(10 * ackTimeout, 600_000))
   let claimAt = 0
@@ -622,13 +633,15 @@ const makeMember = (connection: Connection, waiting: Connection, settings: {
   const run = (script: Script, ...args: ReadonlyArray<string>): Effect.Effect<unknown, Failure> =>
     connection.call((client) => script.run(client, key, [group, member, ...args]), answerWithin)
 
-  const own = (count: number): Effect.Effect<Reading, Failure> =>
-    Effect.map(run(ownScript, String(count)), (reply) => {
+  // At most what we hold, as many that are acknowledged, and as many that we do not know of.
+  const own: Effect.Effect<Reading, Failure> = Effect.suspend(() =>
+    Effect.map(run(ownScript, String(3 * maxInFlight)), (reply) => {
       isUnsure = false
       // What the script returns.
       const entries = reply as ReadonlyArray<Entry>
-      return { missed: 0, entries: entries.filter(([id]) => !holds(id)) }
+      return { missed: 0, entries: entries.filter(([id]) => !knows(id)) }
     })
+  )
 
   const claim = (count: number): Effect.Effect<Reading, Failure> =>
     Effect.map(run(claimScript, String(ackTimeout), String(count), claimFrom, goneAfter), (reply) => {
@@ -641,7 +654,7 @@ const makeMember = (connection: Connection, waiting: Connection, settings: {
     })
 
   const readNew = (count: number): Effect.Effect<Reading, Failure> =>
-    Effect.flatMap(run(readGroupScript, String(count), isExclusive ? "1" : "0"), (reply) => {
+    Effect.flatMap(run(readGroupScript, String(count), maxInFlight === 1 ? "1" : "0"), (reply) => {
       // What the script returns.
       const [missed, last, isBusy, entries] = reply as readonly [number, string, number, ReadonlyArray<Entry>]
       const reading = { missed, entries }
@@ -663,7 +676,7 @@ const makeMember = (connection: Connection, waiting: Connection, settings: {
       Effect.suspend(() => {
         const isDue = Brokers.monotonicMillis() >= claimAt
         const claimed = isDue ? orElse(claim(count), readNew(count)) : readNew(count)
-        return isUnsure ? orElse(own(count), claimed) : claimed
+        return isUnsure ? orElse(own, claimed) : claimed
       }).pipe(
         Effect.tapError(() =>
           Effect.sync(() => {
@@ -706,16 +719,23 @@ class Intake {
     readonly fork: (effect: Effect.Effect<void>) => void
   }
   private readonly held: Map<string, Held>
-  private readonly toAck = new Set<string>()
+  private readonly toAck: Set<string>
   private isFlushingSoon = false
   private isClosing = false
   private missed = 0
   private freed: (() => void) | undefined
 
-  constructor(queue: Intake["queue"], member: Member, held: Map<string, Held>, settings: Intake["settings"]) {
+  constructor(
+    queue: Intake["queue"],
+    member: Member,
+    held: Map<string, Held>,
+    toAck: Set<string>,
+    settings: Intake["settings"]
+  ) {
     this.queue = queue
     this.member = member
     this.held = held
+    this.toAck = toAck
     this.settings = settings
   }
 
@@ -907,13 +927,14 @@ const makeSubscriber = Effect.fnUntraced(function*(
     const group = wanted.consumer
     yield* Effect.mapError(createGroup(group, start), subscribeError)
     const held = new Map<string, Held>()
+    const toAck = new Set<string>()
     const member = makeMember(connection, waiting, {
       key,
       group,
       member: uuidV7(Brokers.realClock.currentTimeMillisUnsafe()),
       ackTimeout,
-      isExclusive: maxInFlight === 1,
-      holds: (id) => held.has(id)
+      maxInFlight,
+      knows: (id) => held.has(id) || toAck.has(id)
     })
     const queue = yield* Queue.unbounded<
       EventSubscriber.Delivery,
@@ -922,7 +943,7 @@ const makeSubscriber = Effect.fnUntraced(function*(
     const background = Effect.runForkWith(context)
     const intake = yield* Effect.acquireRelease(
       Effect.sync(() =>
-        new Intake(queue, member, held, {
+        new Intake(queue, member, held, toAck, {
           key,
           wants,
           maxInFlight,

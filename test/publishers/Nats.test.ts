@@ -442,7 +442,7 @@ withProgram("NATS", "NATS JetStream that fails", () => {
       const server = yield* ownNats()
       const { ids, options } = yield* stage(server.url)
       const proxy = yield* proxied(server)
-      const world = yield* makeWorld(Nats.layerPublisher({ ...options, servers: proxy.url }))
+      const world = yield* makeWorld(Nats.layerPublisher({ ...options, servers: proxy.url, capacity: 100_000 }))
       const events = numbered(1, stress > 0 ? 50_000 : 5000)
       const due = new Set(idsOf(events))
       const reading = yield* subscriber({ ...options, servers: proxy.url })
@@ -539,7 +539,11 @@ withProgram("NATS", "NATS JetStream that fails", () => {
           yield* Effect.yieldNow
         }
         yield* world.close
-        assert.deepStrictEqual(world.counts(), { "failures BufferFull": 350, "drops nats": 150 })
+        const { "drops nats": dropped = 0, "failures BufferFull": full = 0, ...others } = world.counts()
+        assert.deepStrictEqual([full + dropped, others], [500, {}])
+        // Those in the buffer, and those under way.
+        assert.isAtLeast(dropped, 101)
+        assert.isAtMost(dropped, 150)
         yield* server.resume
       })
   )

@@ -368,7 +368,7 @@ withProgram("Redis", "Redis Streams that fail", () => {
       const proxy = yield* proxied(server)
       const events = numbered(1, stress > 0 ? 50_000 : 5000)
       const due = new Set(idsOf(events))
-      const world = yield* makeWorld(Redis.layerPublisher({ ...options, url: proxy.url }))
+      const world = yield* makeWorld(Redis.layerPublisher({ ...options, url: proxy.url, capacity: 100_000 }))
       const reading = yield* subscriber({ ...options, url: proxy.url })
       // As long as nothing dies, nobody has to wait for the time of acknowledgements to pass.
       const stream = yield* reading.subscribe({ consumer: "c", maxInFlight: 8, ackTimeout: "10 minutes" })
