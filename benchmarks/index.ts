@@ -2,8 +2,10 @@
  * Every benchmark, one after the other: `npm run bench`, with `-- --quick` to see that they run, and `-- --json FILE` to keep the
  * figures, which `benchmarks/readme.ts` puts into the README.
  */
+import * as Crash from "./crash.ts"
 import * as EventStore from "./EventStore.ts"
 import { main } from "./harness.ts"
 import * as Instrument from "./instrument.ts"
+import * as Publishers from "./publishers.ts"
 
-await main([Instrument.run, EventStore.run])
+await main([Instrument.run, EventStore.run, Publishers.run, Crash.run])

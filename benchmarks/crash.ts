@@ -1,0 +1,110 @@
+/**
+ * What the acknowledgement of a message broker is worth: a server is killed under load, started again on what its disk has, and asked for
+ * the events that it had acknowledged. What a power cut takes beside that cannot be shown on one machine.
+ *
+ *     node benchmarks/crash.ts [--quick] [--json FILE]
+ */
+import { jetstream, jetstreamManager } from "@nats-io/jetstream"
+import { connect } from "@nats-io/transport-node"
+import { Context, Effect, Exit, Layer, References, type Scope } from "effect"
+import { createClient } from "redis"
+import * as EventPublisher from "../src/EventPublisher.ts"
+import * as Nats from "../src/publishers/Nats.ts"
+import * as Redis from "../src/publishers/Redis.ts"
+import { ownNats, ownRedis, type OwnServer } from "../test/fixtures/ownServer.ts"
+import { eventsOf } from "./events.ts"
+import { main, type Report } from "./harness.ts"
+
+const window = 512
+
+/** Kills a server under load, starts it again, and counts what was acknowledged and is gone. */
+const lostBy = <E>(
+  own: Effect.Effect<OwnServer, never, Scope.Scope>,
+  layerOf: (server: OwnServer) => Layer.Layer<EventPublisher.EventPublisher, E>,
+  stored: (server: OwnServer) => Promise<ReadonlySet<string>>,
+  kills: number,
+  count: number
+) =>
+  Effect.gen(function*() {
+    const server = yield* own
+    const publisher = Context.get(yield* Layer.build(layerOf(server)), EventPublisher.EventPublisher)
+    const acknowledged: Array<string> = []
+    let lost = 0
+    for (let kill = 0; kill < kills; kill++) {
+      const due = acknowledged.length + count
+      yield* Effect.forEach(
+        eventsOf(2 * count, 16),
+        (event) => Effect.map(Effect.ignore(publisher.publish(event)), () => void acknowledged.push(event.id)),
+        { concurrency: window, discard: true }
+      ).pipe(Effect.forkScoped)
+      yield* Effect.repeat(Effect.sleep("1 millis"), { while: () => acknowledged.length < due })
+      const before = [...acknowledged]
+      yield* server.kill
+      yield* server.start
+      const there = yield* Effect.promise(() => stored(server))
+      lost += before.filter((id) => !there.has(id)).length
+      yield* Effect.repeat(Effect.sleep("1 millis"), { while: () => acknowledged.length < due + count })
+    }
+    return { acknowledged: acknowledged.length, lost }
+  }).pipe(
+    Effect.provideService(References.MinimumLogLevel, "Error"),
+    Effect.scoped,
+    Effect.runPromise
+  )
+
+const natsIds = async (server: OwnServer): Promise<ReadonlySet<string>> => {
+  const nc = await connect({ servers: server.url })
+  const manager = await jetstreamManager(nc)
+  const ids = new Set<string>()
+  const { state } = await manager.streams.info("units")
+  const consumer = await jetstream(nc).consumers.get("units")
+  if (state.messages > 0) {
+    for await (const message of await consumer.consume({ max_messages: 1000 })) {
+      ids.add(message.headers?.get("Nats-Msg-Id") ?? "")
+      if (message.seq === state.last_seq) break
+    }
+  }
+  await nc.close()
+  return ids
+}
+
+const redisIds = async (server: OwnServer): Promise<ReadonlySet<string>> => {
+  const client = await createClient({ url: server.url }).connect()
+  const entries = await client.xRange("units", "-", "+")
+  client.destroy()
+  return new Set(entries?.map(({ message }) => message["id"] ?? ""))
+}
+
+/** Every server, in the order of the table. */
+export const run = async (quick: boolean): Promise<Report> => {
+  const kills = quick ? 1 : 5
+  const count = quick ? 500 : 8000
+  const options = { policy: "closed", timeout: "30 seconds" } as const
+  const nats = (config?: string) =>
+    lostBy(ownNats(config), ({ url }) => Nats.layerPublisher({ ...options, servers: url }), natsIds, kills, count)
+  const redis = (...args: ReadonlyArray<string>) =>
+    lostBy(ownRedis(...args), ({ url }) => Redis.layerPublisher({ ...options, url }), redisIds, kills, count)
+  const always = "jetstream { sync_interval: always }"
+  // Versions before 2.10 refuse the setting, and do not start.
+  const canFlush = Exit.isSuccess(await Effect.runPromiseExit(Effect.scoped(ownNats(always))))
+  const results = {
+    "NATS JetStream": await nats(),
+    ...(canFlush ? { "NATS JetStream, sync_interval always": await nats(always) } : {}),
+    "Redis Streams, appendfsync everysec": await redis("--appendfsync", "everysec"),
+    "Redis Streams, appendfsync always": await redis()
+  }
+  return {
+    title: `Servers killed ${kills} times under load`,
+    rows: Object.entries(results).map(([server, { acknowledged, lost }]) => ({ server, acknowledged, lost })),
+    notes: canFlush
+      ? []
+      : ["The installed nats-server does not know `sync_interval`, which begins with 2.10: it is left out."],
+    targets: Object.entries(results).map(([server, { lost }]) => ({
+      target: `${server}: nothing that was acknowledged is lost`,
+      measured: String(lost),
+      met: lost === 0
+    }))
+  }
+}
+
+if (import.meta.main) await main([run])
