@@ -397,6 +397,12 @@ export interface Store {
   /** Runs an effect in a transaction of the store's client, or in the one around it as a savepoint. */
   readonly withTransaction: <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E | EventStoreError, R>
 
+  /**
+   * The client that the tables are on, without transforms: for tables of one's own that change together with the log, inside of
+   * `withTransaction`. `fromSqlError` says what its failures mean.
+   */
+  readonly sql: SqlClient.SqlClient
+
   /** Whether code with this context runs inside of a transaction of the store's client. */
   readonly inTransaction: (context: Context.Context<never>) => boolean
 }
@@ -470,7 +476,13 @@ const padded = <A>(values: ReadonlyArray<A>): ReadonlyArray<A> => {
 
 const bounded = (limit: number | undefined): number => Math.min(Math.max(1, Math.trunc(limit ?? 100)), maxLimit)
 
-const toError = (error: SqlError.SqlError): EventStoreError => {
+/**
+ * What a failure of the store's client means: which of the reasons it is, and so whether a retry helps.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export const fromSqlError = (error: SqlError.SqlError): EventStoreError => {
   const cause = error.reason
   const reason = () => {
     switch (Sqlite.resultCode(error)) {
@@ -524,7 +536,7 @@ const fromSqliteError = ({ reason }: Sqlite.SqliteError): EventStoreError => {
 }
 
 const wrap = <A, R>(self: Effect.Effect<A, SqlError.SqlError, R>): Effect.Effect<A, EventStoreError, R> =>
-  Effect.mapError(self, toError)
+  Effect.mapError(self, fromSqlError)
 
 const decodeExecutionEvent = Schema.decodeUnknownExit(ExecutionEvent.ExecutionEvent)
 const decodeDomainEvent = Schema.decodeUnknownExit(DomainEvent.DomainEvent)
@@ -901,11 +913,11 @@ export const make: (
       Effect.mapError((error) =>
         error instanceof Migrator.MigrationError
           ? error.cause instanceof SqlError.SqlError
-            ? toError(error.cause)
+            ? fromSqlError(error.cause)
             : new EventStoreError({
               reason: new Unavailable({ detail: error.message, retryable: false, cause: error })
             })
-          : toError(error)
+          : fromSqlError(error)
       )
     )
     if (schema.newer) {
@@ -1120,8 +1132,9 @@ export const make: (
       withTransaction: <A, E, R>(self: Effect.Effect<A, E, R>) =>
         // The effect's own failures are told from those of BEGIN and COMMIT, whatever they are.
         sql.withTransaction(Effect.mapError(self, (error) => new Inner(error))).pipe(
-          Effect.mapError((error) => error instanceof Inner ? error.error : toError(error))
+          Effect.mapError((error) => error instanceof Inner ? error.error : fromSqlError(error))
         ),
+      sql,
       inTransaction: (context) => Option.isSome(Context.getOption(context, sql.transactionService))
     }
   }
