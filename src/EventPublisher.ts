@@ -27,6 +27,7 @@ import * as Execution from "./Execution.ts"
 import type { ExecutionEvent } from "./ExecutionEvent.ts"
 import { isExecutionEvent, isTerminal } from "./ExecutionEvent.ts"
 import * as ConsoleLine from "./internal/consoleLine.ts"
+import { hashed } from "./internal/hash.ts"
 import { uuidV7 } from "./internal/ids.ts"
 import * as Json from "./internal/json.ts"
 import { number, renumber } from "./internal/liveEvent.ts"
@@ -817,13 +818,6 @@ export const filter: Combinator<(event: Event) => boolean> = combinator((publish
     if (predicate(event)) on(event)
   })
 )
-
-/** FNV-1a, 32 bits, as a number from 0 up to 1. Source: the IETF draft draft-eastlake-fnv. */
-const hashed = (text: string): number => {
-  let hash = 0x811c9dc5
-  for (let i = 0; i < text.length; i++) hash = Math.imul(hash ^ text.charCodeAt(i), 0x01000193)
-  return (hash >>> 0) / 0x1_0000_0000
-}
 
 /**
  * Settings of `sample`.

@@ -173,3 +173,52 @@ export const drops = (buffer: string): Metric.Counter<number> =>
     incremental: true,
     attributes: { buffer }
   })
+
+/**
+ * What became of the events that a relay took from its store.
+ *
+ * @internal
+ */
+export const relayed = (relay: string, outcome: "relayed" | "parked" | "skipped"): Metric.Counter<number> =>
+  Metric.counter("effect_units_relay_events", {
+    description: "Events that a relay moved, put aside or left out",
+    incremental: true,
+    attributes: { relay, outcome }
+  })
+
+/** @internal */
+export const relayBatches = (relay: string): Metric.Counter<number> =>
+  Metric.counter("effect_units_relay_batches", {
+    description: "Batches of events that a relay has moved and marked",
+    incremental: true,
+    attributes: { relay }
+  })
+
+/** @internal */
+export const relayFailures = (relay: string, reason: string): Metric.Counter<number> =>
+  Metric.counter("effect_units_relay_failures", {
+    description: "Attempts of a relay to read, to publish or to mark that failed",
+    incremental: true,
+    attributes: { relay, reason }
+  })
+
+/** @internal */
+export const relayLag = (relay: string): Metric.Gauge<number> =>
+  Metric.gauge("effect_units_relay_lag_events", {
+    description: "Events of the log behind the place up to which a relay has moved all",
+    attributes: { relay }
+  })
+
+/** @internal */
+export const relayLagSeconds = (relay: string): Metric.Gauge<number> =>
+  Metric.gauge("effect_units_relay_lag_seconds", {
+    description: "Age of the oldest event that a relay has not moved",
+    attributes: { relay }
+  })
+
+/** @internal */
+export const relayShards = (relay: string): Metric.Gauge<number> =>
+  Metric.gauge("effect_units_relay_shards", {
+    description: "Shards of a relay that this process holds",
+    attributes: { relay }
+  })

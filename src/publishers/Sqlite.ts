@@ -36,6 +36,11 @@ export interface Options {
   readonly policy?: EventPublisher.Policy | undefined
   /** Names the publisher in the events that it numbers. Default: a new UUID. */
   readonly source?: string | undefined
+  /**
+   * Whether this process runs the executions that are published, so that they are closed as abandoned should it die. Default `true`; a
+   * relay of events of other processes sets it to `false`.
+   */
+  readonly owned?: boolean | undefined
   /** How many events may wait to be stored; more are refused and counted. Default 16,384. */
   readonly capacity?: number | undefined
   /** How many events one transaction stores at most. Default 500. */
@@ -100,6 +105,7 @@ const makeWriter = Effect.fnUntraced(function*(
   const ring = new Ring<Waiting>(options.capacity ?? defaultCapacity)
   const size = Math.max(1, options.batch ?? 500)
   const isOpen = (options.policy ?? "open") === "open"
+  const owned = options.owned ?? true
   const closing = yield* Deferred.make<void>()
   let failing = false
   let unstored = 0
@@ -123,7 +129,7 @@ const makeWriter = Effect.fnUntraced(function*(
    * database can take later, but for starts that somebody waits for, who is told at once and decides.
    */
   const attempt = (events: ReadonlyArray<Waiting>, known: number): Effect.Effect<ReadonlyArray<Waiting>> =>
-    Effect.matchEffect(Effect.catchDefect(store.append(events.map(({ event }) => event), { owned: true }), broken), {
+    Effect.matchEffect(Effect.catchDefect(store.append(events.map(({ event }) => event), { owned }), broken), {
       onSuccess: () =>
         Effect.sync(() => {
           failing = false
@@ -232,6 +238,7 @@ export const make = Effect.fnUntraced(
   ): Effect.fn.Return<EventPublisher.Publisher, never, EventStore.EventStore | Scope.Scope> {
     const store = yield* EventStore.EventStore
     const capacity = options.capacity ?? defaultCapacity
+    const owned = options.owned ?? true
     const ring = yield* makeWriter(store, options)
 
     const full = (event: EventPublisher.Event) =>
@@ -253,7 +260,7 @@ export const make = Effect.fnUntraced(
       Effect.contextWith((context) =>
         store.inTransaction(context)
           ? Effect.mapError(
-            Effect.asVoid(store.append([event], { owned: true })),
+            Effect.asVoid(store.append([event], { owned })),
             (error) => publishError(event, error)
           )
           : hand(event)
@@ -295,7 +302,7 @@ export const make = Effect.fnUntraced(
           })
         const storeCollected = Effect.suspend(() => {
           collecting.open = false
-          if (around?.open !== true) return Effect.asVoid(store.append(collecting.events, { owned: true }))
+          if (around?.open !== true) return Effect.asVoid(store.append(collecting.events, { owned }))
           around.events.push(...collecting.events)
           return Effect.void
         })

@@ -1,0 +1,706 @@
+import { assert, describe, it } from "@effect/vitest"
+import { Clock, Context, Deferred, Effect, Exit, Fiber, Layer, Logger, Metric, Option, Queue, Scope } from "effect"
+import { TestClock } from "effect/testing"
+import * as fs from "node:fs"
+import * as os from "node:os"
+import * as path from "node:path"
+import { EventPublisher, EventStore, Relay } from "../src/index.ts"
+import * as Sqlite from "../src/publishers/Sqlite.ts"
+import { Faults } from "../src/testing/index.ts"
+import { completed, domainEvent, failed, started } from "./fixtures/events.ts"
+
+type Event = EventPublisher.Event
+
+const temporaryFile = Effect.map(
+  Effect.acquireRelease(
+    Effect.sync(() => fs.mkdtempSync(path.join(os.tmpdir(), "relay-"))),
+    (directory) => Effect.sync(() => fs.rmSync(directory, { recursive: true }))
+  ),
+  (directory) => path.join(directory, "events.db")
+)
+
+/** A store on a file, which lives as long as the scope. */
+const openStore = (filename: string) =>
+  Effect.map(
+    Layer.build(Layer.fresh(EventStore.layerSqlite({ filename }))),
+    (context) => Context.get(context, EventStore.EventStore)
+  )
+
+const newStore = Effect.flatMap(temporaryFile, openStore)
+
+/** What a broker got, one after the other. */
+const makeBroker = Effect.map(Queue.unbounded<Event>(), (queue) => {
+  const all: Array<Event> = []
+  const take = (event: Event) =>
+    Effect.sync(() => {
+      all.push(event)
+      Queue.offerUnsafe(queue, event)
+    })
+  return {
+    all,
+    take,
+    ids: () => all.map(({ id }) => id),
+    /** Waits for so many more events. */
+    arrived: (count: number) => Queue.takeN(queue, count),
+    layer: EventPublisher.layer({ policy: "closed", publish: take })
+  }
+})
+
+const reject = (event: Event) =>
+  Effect.fail(
+    new EventPublisher.PublishError({
+      event_id: event.id,
+      reason: new EventPublisher.Rejected({ detail: "it is too large" })
+    })
+  )
+
+const unavailable = (event: Event) =>
+  Effect.fail(
+    new EventPublisher.PublishError({
+      event_id: event.id,
+      reason: new EventPublisher.Unavailable({ detail: "nobody is there" })
+    })
+  )
+
+/** A relay at work, which the test can end before the end of its own scope. */
+const start = Effect.fnUntraced(function*<E>(store: EventStore.Store, options: Relay.Options<E>) {
+  const scope = yield* Effect.acquireRelease(Scope.make(), (scope) => Scope.close(scope, Exit.void))
+  const relay = yield* Relay.make(options).pipe(
+    Effect.provideService(EventStore.EventStore, store),
+    Scope.provide(scope)
+  )
+  return { ...relay, close: Scope.close(scope, Exit.void) }
+})
+
+/** Waits until a relay has marked all there is. SQLite answers in real time, whatever the clock of the test says. */
+const caughtUp = Effect.fnUntraced(function*(relay: Relay.Running) {
+  while ((yield* relay.status).lag_events > 0) yield* Effect.promise(() => new Promise(setImmediate))
+})
+
+const turns = (count: number) =>
+  Effect.promise(async () => {
+    for (let turn = 0; turn < count; turn++) await new Promise(setImmediate)
+  })
+
+const counter = (name: string) => (registry: Metric.MetricRegistry) =>
+  Object.fromEntries(
+    Metric.snapshotUnsafe(Context.make(Metric.MetricRegistry, registry)).flatMap(({ attributes, id, state }) =>
+      id === name && "count" in state
+        ? [[attributes?.["outcome"] ?? attributes?.["reason"] ?? "", Number(state.count)]]
+        : []
+    )
+  )
+
+const story = (id: string) => [started(id), completed(id)]
+
+describe("moving", () => {
+  it.effect("moves what is there and what comes, and goes on where it stopped", () =>
+    Effect.gen(function*() {
+      const store = yield* newStore
+      const broker = yield* makeBroker
+      yield* store.append([...story("a"), domainEvent("d", { correlation: "a" }), ...story("b")])
+      const first = yield* start(store, { name: "x", to: broker.layer, batch: 2 })
+      yield* broker.arrived(5)
+      yield* store.append(story("c"))
+      yield* broker.arrived(2)
+      yield* first.close
+      yield* store.append(story("d"))
+      const second = yield* start(store, { name: "x", to: broker.layer })
+      yield* broker.arrived(2)
+      yield* caughtUp(second)
+      assert.deepStrictEqual(
+        broker.ids().join(" "),
+        "a:started a:completed d b:started b:completed c:started c:completed d:started d:completed"
+      )
+      const status = yield* second.status
+      assert.deepStrictEqual(
+        [status.position, status.last_offset, status.relayed, status.refused, status.parked, status.shards[0]?.token],
+        [9, 9, 9, 0, 0, 2]
+      )
+    }))
+
+  it.effect("hands events over as they were published", () =>
+    Effect.gen(function*() {
+      const store = yield* newStore
+      const broker = yield* makeBroker
+      const events = [
+        started("a", {
+          parent: "p",
+          root: "r",
+          trace_id: "0af7651916cd43dd8448eb211c80319c",
+          attributes: { request_id: "r-1", user_id: 7, admin: true },
+          input: { text: "NUL \0, half \ud800, quotes \"", nested: [1, null, { deep: -0.5 }] }
+        }),
+        failed("a", { parent: "p", root: "r", sequence: 2, failure: { kind: "fail", value: { _tag: "X" } } }),
+        domainEvent("d", { correlation: "a", payload: [1, "two"] })
+      ]
+      yield* store.append(events)
+      yield* start(store, { name: "x", to: broker.layer })
+      assert.deepStrictEqual(yield* broker.arrived(3), events)
+    }))
+
+  it.effect("begins with what is new where it is told to, and remembers that", () =>
+    Effect.gen(function*() {
+      const store = yield* newStore
+      const broker = yield* makeBroker
+      yield* store.append(story("old"))
+      const relay = yield* start(store, { name: "x", to: broker.layer, from: "new" })
+      yield* relay.close
+      yield* store.append(story("new"))
+      yield* start(store, { name: "x", to: broker.layer, from: "new" })
+      yield* broker.arrived(2)
+      assert.deepStrictEqual(broker.ids(), ["new:started", "new:completed"])
+    }))
+
+  it.effect("keeps the order of each tree, whatever the publisher does, and sends different trees side by side", () =>
+    Effect.gen(function*() {
+      const store = yield* newStore
+      const broker = yield* makeBroker
+      const trees = Array.from({ length: 40 }, (_, tree) => [
+        started(`${tree}`),
+        started(`${tree}-child`, { root: `${tree}` }),
+        completed(`${tree}-child`, { root: `${tree}` }),
+        completed(`${tree}`)
+      ])
+      // One event of each tree in turn.
+      const events = [0, 1, 2, 3].flatMap((part) => trees.map((tree) => tree[part]!))
+      yield* store.append(events)
+      let inFlight = 0
+      let most = 0
+      const slow = EventPublisher.layer({
+        policy: "closed",
+        publish: (event) =>
+          Effect.gen(function*() {
+            most = Math.max(most, ++inFlight)
+            // Later trees answer first.
+            yield* Effect.sleep(1000 - 10 * Number.parseInt(event.id, 10))
+            inFlight--
+            yield* broker.take(event)
+          })
+      })
+      yield* start(store, { name: "x", to: slow, maxInFlight: 16 })
+      const arrived = yield* Effect.forkChild(broker.arrived(160), { startImmediately: true })
+      while (arrived.pollUnsafe() === undefined) {
+        yield* turns(1)
+        yield* TestClock.adjust("500 millis")
+      }
+      assert.strictEqual(most, 16)
+      assert.notDeepEqual(broker.ids(), events.map(({ id }) => id))
+      for (const tree of trees) {
+        const ids: ReadonlyArray<string> = tree.map(({ id }) => id)
+        assert.deepStrictEqual(broker.ids().filter((id) => ids.includes(id)), ids)
+      }
+    }))
+
+  it.effect("loses nothing and keeps order over faults of every kind", () =>
+    Effect.forEach([1, 2, 3, 4, 5, 6], (seed) =>
+      Effect.gen(function*() {
+        const store = yield* newStore
+        const broker = yield* makeBroker
+        const ids = Array.from({ length: 30 }, (_, index) => `${seed}-${index}`)
+        yield* store.append([
+          ...ids.map((id) => started(id)),
+          ...ids.map((id) => domainEvent(`${id}:said`, { correlation: id })),
+          ...ids.map((id) => completed(id))
+        ])
+        const to = broker.layer.pipe(Faults.inject({
+          timeout: "1 second",
+          schedule: Faults.seeded(seed, [
+            [0.05, "fail"],
+            [0.03, "die"],
+            [0.03, "hang"],
+            [0.05, "duplicate"],
+            [0.05, "crash"],
+            [0.1, { delay: "20 millis" }]
+          ])
+        }))
+        const relay = yield* start(store, { name: "x", to, batch: 7 + seed, maxInFlight: 8 })
+        while ((yield* relay.status).lag_events > 0) {
+          yield* turns(1)
+          yield* TestClock.adjust("500 millis")
+        }
+        const first = (id: string) => broker.ids().indexOf(id)
+        for (const id of ids) {
+          assert.isAtLeast(first(`${id}:started`), 0)
+          assert.isBelow(first(`${id}:started`), first(`${id}:said`))
+          assert.isBelow(first(`${id}:said`), first(`${id}:completed`))
+        }
+      }), { discard: true }))
+
+  it.effect("closing waits for the batch that is under way", () =>
+    Effect.gen(function*() {
+      const store = yield* newStore
+      const broker = yield* makeBroker
+      const holding = yield* Deferred.make<void>()
+      const go = yield* Deferred.make<void>()
+      const slow = EventPublisher.layer({
+        policy: "closed",
+        publish: (event) =>
+          Deferred.succeed(holding, undefined).pipe(
+            Effect.andThen(Deferred.await(go)),
+            Effect.andThen(broker.take(event))
+          )
+      })
+      yield* store.append([...story("a"), ...story("b")])
+      const relay = yield* start(store, { name: "x", to: slow, batch: 2 })
+      yield* Deferred.await(holding)
+      const closing = yield* Effect.forkChild(relay.close, { startImmediately: true })
+      yield* turns(3)
+      assert.isUndefined(closing.pollUnsafe())
+      yield* Deferred.succeed(go, undefined)
+      yield* Fiber.join(closing)
+      assert.deepStrictEqual(broker.ids(), ["a:started", "a:completed"])
+      assert.strictEqual(yield* store.checkpoint("relay x 0"), 2)
+      const { members, shards } = yield* relay.status
+      assert.deepStrictEqual([members, shards.map(({ holder }) => holder)], [[], [undefined]])
+    }))
+
+  it.effect("closing gives a publisher up that does not answer, once its time is over", () =>
+    Effect.gen(function*() {
+      const store = yield* newStore
+      const holding = yield* Deferred.make<void>()
+      const stuck = EventPublisher.layer({
+        policy: "closed",
+        timeout: "1 hour",
+        publish: () => Effect.andThen(Deferred.succeed(holding, undefined), Effect.never)
+      })
+      yield* store.append(story("a"))
+      const relay = yield* start(store, { name: "x", to: stuck, flushTimeout: "2 seconds" })
+      yield* Deferred.await(holding)
+      const closing = yield* Effect.forkChild(relay.close, { startImmediately: true })
+      yield* TestClock.adjust("1999 millis")
+      assert.isUndefined(closing.pollUnsafe())
+      yield* TestClock.adjust("1 millis")
+      yield* Fiber.join(closing)
+      const { members, position, shards } = yield* relay.status
+      assert.deepStrictEqual([members, shards.map(({ holder }) => holder), position], [[], [undefined], 0])
+    }))
+
+  it.effect("moves what another process appends, as soon as it looks", () =>
+    Effect.gen(function*() {
+      const filename = yield* temporaryFile
+      const [here, there] = [yield* openStore(filename), yield* openStore(filename)]
+      const broker = yield* makeBroker
+      yield* start(here, { name: "x", to: broker.layer, pollInterval: "2 seconds" })
+      yield* turns(3)
+      yield* there.append(story("a"))
+      yield* TestClock.adjust("1999 millis")
+      assert.deepStrictEqual(broker.ids(), [])
+      yield* TestClock.adjust("1 millis")
+      yield* broker.arrived(2)
+    }))
+
+  it.effect("into another store, where nothing is taken for the relay's own", () =>
+    Effect.gen(function*() {
+      const from = yield* newStore
+      const file = yield* temporaryFile
+      yield* from.append([started("runs", { at: 0 }), ...story("done")])
+      const to = Sqlite.layer({ filename: file, policy: "closed", owned: false })
+      const relay = yield* start(from, { name: "x", to })
+      yield* caughtUp(relay)
+      yield* relay.close
+      // Whoever opens it next closes what it takes for abandoned.
+      const there = yield* openStore(file)
+      assert.strictEqual(yield* there.closeAbandoned, 0)
+      assert.deepStrictEqual(
+        (yield* there.read()).map(({ event }) => event),
+        (yield* from.read()).map(({ event }) => event)
+      )
+    }))
+})
+
+describe("a publisher that fails", () => {
+  it.effect("is tried again after longer and longer pauses, with one event, and then with all", () =>
+    Effect.gen(function*() {
+      const registry: Metric.MetricRegistry = new Map()
+      const logs: Array<string> = []
+      const store = yield* newStore
+      const broker = yield* makeBroker
+      let isDown = true
+      const attempts: Array<string> = []
+      const to = EventPublisher.layer({
+        policy: "closed",
+        publish: (event) =>
+          Effect.suspend(() => {
+            attempts.push(event.id)
+            return isDown ? unavailable(event) : broker.take(event)
+          })
+      })
+      yield* store.append(["a", "b", "c"].map((id) => started(id)))
+      const relay = yield* start(store, { name: "x", to }).pipe(
+        Effect.provide(Logger.layer([Logger.make(({ message }) => void logs.push(String(message)))])),
+        Effect.provideService(Metric.MetricRegistry, registry)
+      )
+      const until = Effect.fnUntraced(function*(count: number) {
+        while (attempts.length < count) yield* turns(1)
+        yield* turns(1)
+      })
+      yield* until(3)
+      for (const [pause, count] of [[50, 4], [100, 5], [200, 6], [400, 7]] as const) {
+        yield* TestClock.adjust(pause - 1)
+        yield* turns(1)
+        assert.strictEqual(attempts.length, count - 1)
+        yield* TestClock.adjust(1)
+        yield* until(count)
+        assert.strictEqual(attempts.length, count)
+      }
+      assert.deepStrictEqual(attempts.slice(3), ["a:started", "a:started", "a:started", "a:started"])
+      assert.strictEqual((yield* relay.status).position, 0)
+      isDown = false
+      yield* TestClock.adjust(800)
+      yield* broker.arrived(3)
+      yield* caughtUp(relay)
+      assert.deepStrictEqual(broker.ids(), ["a:started", "b:started", "c:started"])
+      assert.deepStrictEqual(counter("effect_units_relay_failures")(registry), { Unavailable: 7 })
+      assert.deepStrictEqual(counter("effect_units_relay_events")(registry), { relayed: 3 })
+      assert.deepStrictEqual(logs.filter((line) => line.startsWith("The relay")), [
+        "The relay \"x\" waits: Event a:started was not published: the transport is unavailable: nobody is there. Check that it runs and " +
+        "can be reached; a retry can help. It tries again; failures are counted in effect_units_relay_failures."
+      ])
+    }))
+
+  it.effect("that takes what it gets without having delivered it is refused", () =>
+    Effect.gen(function*() {
+      const store = yield* newStore
+      const broker = yield* makeBroker
+      for (const to of [EventPublisher.layer({ publish: broker.take }), EventPublisher.layerNoop]) {
+        const error = yield* Effect.flip(start(store, { name: "x", to }))
+        assert.deepStrictEqual(
+          error,
+          new Relay.RelayError({ relay: "x", reason: new Relay.NotAcknowledging({ policy: "open" }) })
+        )
+      }
+    }))
+})
+
+describe("an event that is refused for good", () => {
+  const poisoned = Effect.gen(function*() {
+    const store = yield* newStore
+    const broker = yield* makeBroker
+    const state = { heals: false }
+    const to = EventPublisher.layer({
+      policy: "closed",
+      publish: (event) => event.id.startsWith("poison") && !state.heals ? reject(event) : broker.take(event)
+    })
+    return { store, broker, state, to }
+  })
+
+  it.effect("is parked, and the others go on; it can be sent again, or forgotten", () =>
+    Effect.gen(function*() {
+      const { broker, state, store, to } = yield* poisoned
+      const logs: Array<string> = []
+      const registry: Metric.MetricRegistry = new Map()
+      yield* TestClock.setTime(1000)
+      yield* store.append([...story("a"), ...story("poison"), domainEvent("poison-2"), ...story("b")])
+      const relay = yield* start(store, { name: "x", to }).pipe(
+        Effect.provide(Logger.layer([Logger.make(({ message }) => void logs.push(String(message)))])),
+        Effect.provideService(Metric.MetricRegistry, registry)
+      )
+      yield* caughtUp(relay)
+      assert.deepStrictEqual(
+        new Set(broker.ids()),
+        new Set(["a:started", "a:completed", "b:started", "b:completed"])
+      )
+      const parked = yield* relay.parked()
+      const [, , first, second, third] = (yield* store.read()).map(({ event }) => event)
+      const others = { error: "it is too large", parked_at: "1970-01-01T00:00:01.000Z" }
+      assert.deepStrictEqual(parked, [
+        { offset: 3, event: first!, ...others },
+        { offset: 4, event: second!, ...others },
+        { offset: 5, event: third!, ...others }
+      ])
+      assert.deepStrictEqual((yield* relay.parked({ after: 3, limit: 1 })).map(({ offset }) => offset), [4])
+      assert.deepStrictEqual(
+        [(yield* relay.status).parked, (yield* relay.status).refused, (yield* relay.status).relayed],
+        [3, 3, 4]
+      )
+      assert.deepStrictEqual(counter("effect_units_relay_events")(registry), { parked: 3, relayed: 4 })
+      assert.include(logs, "The relay \"x\" has parked the event poison:started at offset 3: it is too large")
+
+      const error = yield* Effect.flip(relay.replay(3))
+      assert.strictEqual(error._tag, "PublishError")
+      state.heals = true
+      assert.deepStrictEqual(
+        [yield* relay.replay(3), yield* relay.replay(3), yield* relay.discard(5), yield* relay.discard(5)],
+        [true, false, true, false]
+      )
+      assert.deepStrictEqual((yield* relay.parked()).map(({ offset }) => offset), [4])
+      assert.strictEqual(broker.ids().at(-1), "poison:started")
+    }))
+
+  it.effect("stays in the log where it is to be skipped", () =>
+    Effect.gen(function*() {
+      const { broker, store, to } = yield* poisoned
+      yield* store.append([...story("poison"), ...story("a")])
+      const relay = yield* start(store, { name: "x", to, onRefused: "skip" })
+      yield* caughtUp(relay)
+      assert.deepStrictEqual(broker.ids(), ["a:started", "a:completed"])
+      assert.deepStrictEqual([(yield* relay.status).parked, (yield* relay.status).refused], [0, 2])
+    }))
+
+  it.effect("is waited for where that is wanted, and where too many are parked", () =>
+    Effect.forEach([{ onRefused: "wait" }, { maxParked: 0 }] as const, (options) =>
+      Effect.gen(function*() {
+        const { broker, state, store, to } = yield* poisoned
+        yield* store.append([...story("poison"), ...story("a")])
+        const relay = yield* start(store, { name: "x", to, batch: 2, ...options })
+        yield* turns(5)
+        for (let round = 0; round < 5; round++) {
+          yield* TestClock.adjust("20 seconds")
+          yield* turns(2)
+        }
+        assert.deepStrictEqual([broker.ids(), (yield* relay.status).position], [[], 0])
+        state.heals = true
+        yield* TestClock.adjust("20 seconds")
+        yield* caughtUp(relay)
+        assert.deepStrictEqual(broker.ids(), ["poison:started", "poison:completed", "a:started", "a:completed"])
+        assert.strictEqual((yield* relay.status).parked, 0)
+      }), { discard: true }))
+
+  it.effect("also when nobody here can read it", () =>
+    Effect.gen(function*() {
+      const { broker, store, to } = yield* poisoned
+      yield* store.append(["a", "b", "c", "d", "e"].flatMap(story))
+      const unreadable = "{\"event_type\":\"execution_paused\"}"
+      yield* store.sql`UPDATE effect_units_events SET body = ${unreadable} WHERE event_offset IN (4, 10)`
+      const relay = yield* start(store, { name: "x", to })
+      yield* caughtUp(relay)
+      assert.deepStrictEqual(
+        broker.ids().toSorted().join(" "),
+        "a:completed a:started b:started c:completed c:started d:completed d:started e:started"
+      )
+      const parked = yield* relay.parked()
+      assert.deepStrictEqual(
+        parked.map((one) => [one.offset, one.event, one.error]),
+        [4, 10].map((offset) => [
+          offset,
+          undefined,
+          `the event at offset ${offset} cannot be decoded: update effect-units, or read on after it`
+        ])
+      )
+      const error = yield* Effect.flip(relay.replay(4))
+      assert.strictEqual(error.reason._tag, "Undecodable")
+      assert.deepStrictEqual(
+        yield* store.sql`SELECT body FROM effect_units_relay_parked WHERE event_offset = 4`,
+        [{ body: unreadable }].map((row) => Object.assign(Object.create(null), row))
+      )
+    }))
+})
+
+describe("several processes", () => {
+  /** A process whose clock the test rules by itself: one that it does not move stands still. */
+  const makeProcess = Effect.fnUntraced(function*<E>(
+    filename: string,
+    options: Relay.Options<E>
+  ) {
+    const clock = yield* TestClock.make()
+    const scope = yield* Effect.acquireRelease(Scope.make(), (scope) => Scope.close(scope, Exit.void))
+    const inIt = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
+      effect.pipe(Effect.provideService(Clock.Clock, clock), Scope.provide(scope))
+    const store = yield* inIt(openStore(filename))
+    const relay = yield* inIt(Effect.provideService(Relay.make(options), EventStore.EventStore, store))
+    return {
+      relay,
+      store,
+      clock,
+      close: Scope.close(scope, Exit.void),
+      /** Lets time go by, and what is due happen. */
+      pass: (millis: number) =>
+        Effect.gen(function*() {
+          for (let left = millis; left > 0; left -= 1000) {
+            yield* clock.adjust(Math.min(1000, left))
+            yield* turns(2)
+          }
+        })
+    }
+  })
+
+  it.effect("one works, another stands by and takes over when the first has ended", () =>
+    Effect.gen(function*() {
+      const filename = yield* temporaryFile
+      const [one, two] = [yield* makeBroker, yield* makeBroker]
+      const first = yield* makeProcess(filename, { name: "x", to: one.layer })
+      const second = yield* makeProcess(filename, { name: "x", to: two.layer })
+      yield* first.store.append(story("a"))
+      yield* one.arrived(2)
+      yield* second.pass(30_000)
+      assert.deepStrictEqual(two.ids(), [])
+      yield* first.close
+      yield* second.store.append(story("b"))
+      yield* second.pass(5000)
+      yield* two.arrived(2)
+      assert.deepStrictEqual([one.ids(), two.ids()], [["a:started", "a:completed"], ["b:started", "b:completed"]])
+    }))
+
+  it.effect("one that stands still loses its shard, and what it marks then is refused", () =>
+    Effect.gen(function*() {
+      const filename = yield* temporaryFile
+      const [one, two] = [yield* makeBroker, yield* makeBroker]
+      const go = yield* Deferred.make<void>()
+      const holding = yield* Deferred.make<void>()
+      const slow = EventPublisher.layer({
+        policy: "closed",
+        publish: (event) =>
+          Effect.andThen(
+            Effect.andThen(Deferred.succeed(holding, undefined), Deferred.await(go)),
+            one.take(event)
+          )
+      })
+      const first = yield* makeProcess(filename, { name: "x", to: slow, lease: "15 seconds" })
+      yield* first.store.append([started("a"), started("b")])
+      yield* Deferred.await(holding)
+      const second = yield* makeProcess(filename, { name: "x", to: two.layer, lease: "15 seconds" })
+      // The first process is alive on this machine, and says nothing.
+      yield* second.pass(14_000)
+      assert.deepStrictEqual(two.ids(), [])
+      yield* second.pass(6000)
+      yield* two.arrived(2)
+      yield* caughtUp(second.relay)
+      yield* second.store.append([started("c")])
+      yield* two.arrived(1)
+      yield* caughtUp(second.relay)
+      const { shards } = yield* second.relay.status
+      assert.strictEqual(shards[0]?.token, 2)
+      // The first one comes to itself: what was under way arrives again, and its mark does not count.
+      yield* Deferred.succeed(go, undefined)
+      yield* one.arrived(2)
+      yield* turns(10)
+      assert.strictEqual(yield* second.store.checkpoint("relay x 0"), 3)
+      assert.deepStrictEqual((yield* second.relay.status).relayed, 3)
+      yield* first.pass(5000)
+      assert.deepStrictEqual(
+        (yield* second.relay.status).shards.map(({ holder, token }) => [holder, token]),
+        shards.map(({ holder, token }) => [holder, token])
+      )
+      assert.deepStrictEqual(two.ids(), ["a:started", "b:started", "c:started"])
+    }))
+
+  it.effect("share the shards, and keep each tree in one of them", () =>
+    Effect.gen(function*() {
+      const filename = yield* temporaryFile
+      const brokers = [yield* makeBroker, yield* makeBroker, yield* makeBroker]
+      const open = (index: number) =>
+        makeProcess(filename, { name: "x", to: brokers[index]!.layer, shards: 4, lease: "15 seconds" })
+      /** How many shards each member holds. */
+      const shared = (relay: Relay.Running) =>
+        Effect.map(relay.status, ({ members, shards }) =>
+          members.map((member) => shards.filter(({ holder }) => holder === member).length))
+      const all = Effect.fnUntraced(function*(processes: ReadonlyArray<Effect.Success<ReturnType<typeof open>>>) {
+        for (let round = 0; round < 6; round++) {
+          for (const process of processes) {
+            yield* process.pass(2500)
+          }
+        }
+      })
+      const a = yield* open(0)
+      assert.deepStrictEqual(yield* shared(a.relay), [4])
+      const b = yield* open(1)
+      yield* all([a, b])
+      assert.deepStrictEqual(yield* shared(a.relay), [2, 2])
+      const ids = Array.from({ length: 60 }, (_, index) =>
+        `${index}`)
+      yield* a.store.append(ids.flatMap(story))
+      yield* all([a, b])
+      const [first, second] = [brokers[0]!.ids(), brokers[1]!.ids()]
+      assert.strictEqual(first.length + second.length, 120)
+      assert.isAbove(Math.min(first.length, second.length), 20)
+      for (const id of ids) {
+        const where = [first, second].filter((list) => list.includes(`${id}:started`))
+        assert.deepStrictEqual(
+          where.map((list) => list.filter((one) => one.startsWith(`${id}:`))),
+          [[`${id}:started`, `${id}:completed`]]
+        )
+      }
+      const c = yield* open(2)
+      yield* all([a, b, c])
+      const three = yield* shared(a.relay)
+      assert.strictEqual(three.length, 3)
+      assert.strictEqual(three.reduce((sum, one) => sum + one, 0), 4)
+      assert.isAtMost(Math.max(...three), 2)
+      yield* a.close
+      yield* b.close
+      yield* all([c])
+      assert.deepStrictEqual(yield* shared(c.relay), [4])
+      const status = yield* c.relay.status
+      assert.deepStrictEqual([status.lag_events, status.relayed, status.members.length], [0, 120, 1])
+    }))
+
+  it.effect("the number of shards changes once nobody runs it, and nothing is left out", () =>
+    Effect.gen(function*() {
+      const filename = yield* temporaryFile
+      const broker = yield* makeBroker
+      const first = yield* makeProcess(filename, { name: "x", to: broker.layer, shards: 2 })
+      yield* first.store.append(story("a"))
+      yield* broker.arrived(2)
+      yield* caughtUp(first.relay)
+      const error = yield* Effect.flip(makeProcess(filename, { name: "x", to: broker.layer, shards: 3 }))
+      assert.deepStrictEqual(
+        error,
+        new Relay.RelayError({ relay: "x", reason: new Relay.ShardsDiffer({ found: 2, wanted: 3 }) })
+      )
+      yield* first.close
+      const second = yield* makeProcess(filename, { name: "x", to: broker.layer, shards: 3 })
+      const ids = Array.from({ length: 20 }, (_, index) => `${index}`)
+      yield* second.store.append(ids.map((id) => started(id)))
+      yield* broker.arrived(20)
+      yield* caughtUp(second.relay)
+      const { position, shards } = yield* second.relay.status
+      assert.deepStrictEqual([position, shards.length, broker.ids().length], [22, 3, 22])
+    }))
+
+  it.effect("relays of different names know nothing of each other", () =>
+    Effect.gen(function*() {
+      const filename = yield* temporaryFile
+      const [one, two] = [yield* makeBroker, yield* makeBroker]
+      const first = yield* makeProcess(filename, { name: "x", to: one.layer })
+      yield* makeProcess(filename, { name: "y", to: two.layer, shards: 2 })
+      yield* first.store.append(story("a"))
+      yield* one.arrived(2)
+      yield* first.close
+    }))
+})
+
+describe("looking after it", () => {
+  it.effect("says how far it is behind, in events and in time, also by metrics", () =>
+    Effect.gen(function*() {
+      const registry: Metric.MetricRegistry = new Map()
+      const store = yield* newStore
+      const stuck = EventPublisher.layer({ policy: "closed", timeout: "1 hour", publish: () => Effect.never })
+      yield* TestClock.setTime(10_000)
+      yield* store.append([started("a", { at: 4000 }), started("b", { at: 9000 })])
+      const relay = yield* start(store, { name: "x", to: stuck, flushTimeout: 0 }).pipe(
+        Effect.provideService(Metric.MetricRegistry, registry)
+      )
+      const { lag_events, lag_seconds, last_offset, name, position } = yield* relay.status
+      assert.deepStrictEqual([name, position, last_offset, lag_events, lag_seconds], ["x", 0, 2, 2, 6])
+      const gauges = Object.fromEntries(
+        Metric.snapshotUnsafe(Context.make(Metric.MetricRegistry, registry)).flatMap(({ id, state }) =>
+          id.startsWith("effect_units_relay") && "value" in state ? [[id, state.value]] : []
+        )
+      )
+      assert.deepStrictEqual(gauges, {
+        effect_units_relay_lag_events: 2,
+        effect_units_relay_lag_seconds: 6,
+        effect_units_relay_shards: 1
+      })
+      yield* relay.close
+    }))
+
+  it.effect("the Layer gives it, and what its publisher's Layer fails with", () =>
+    Effect.gen(function*() {
+      const broker = yield* makeBroker
+      const store = EventStore.layerSqlite({ filename: ":memory:" })
+      const position = yield* Relay.Relay.use(({ status }) => Effect.map(status, ({ position }) => position)).pipe(
+        Effect.provide(Relay.layer({ name: "x", to: broker.layer }).pipe(Layer.provide(store)))
+      )
+      assert.strictEqual(position, 0)
+      const failing = Layer.effect(EventPublisher.EventPublisher, Effect.fail("no server"))
+      const exit = yield* Effect.exit(Effect.scoped(Layer.build(
+        Relay.layer({ name: "x", to: failing }).pipe(Layer.provide(store))
+      )))
+      assert.deepStrictEqual(
+        Option.map(Exit.getCause(exit), String),
+        Option.map(Exit.getCause(Exit.fail("no server")), String)
+      )
+    }))
+})
