@@ -55,8 +55,12 @@ const tlsCode = new RegExp(
     "|PATH_LENGTH_EXCEEDED$|HOSTNAME_MISMATCH$)"
 )
 
-/** The first code among the causes of an error, or the name of the last one. Their messages hold addresses. */
-const codeOf = (error: unknown): string => {
+/**
+ * The first code among the causes of an error, or the name of the last one. Their messages hold addresses.
+ *
+ * @internal
+ */
+export const codeOf = (error: unknown): string => {
   let cause = error
   let name = "unknown error"
   for (let depth = 0; depth < 8 && Predicate.isObject(cause); depth++) {
