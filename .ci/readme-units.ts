@@ -6,7 +6,9 @@ import { catalog } from "../src/units.ts"
 
 const needs: Record<string, string> = {
   model:
-    "a SQL database for the register, the file system, and for pulls HTTP access to HuggingFace, ModelScope or an Ollama server"
+    "a SQL database for the register, the file system, and for pulls HTTP access to HuggingFace, ModelScope or an Ollama server",
+  device:
+    "child processes and the file system; for GPUs NVIDIA's driver with `nvidia-smi`, without which the processor is the one device"
 }
 
 const code = (text: string): string => `\`${text}\``

@@ -14,6 +14,7 @@ import * as Path from "effect/Path"
 import type * as PlatformError from "effect/PlatformError"
 import type * as SqlClient from "effect/sql/SqlClient"
 import * as Sqlite from "./backends/Sqlite.ts"
+import * as Device from "./device/index.ts"
 import * as Model from "./model/index.ts"
 import type * as ModelHub from "./model/ModelHub.ts"
 import type * as ModelStore from "./model/ModelStore.ts"
@@ -32,6 +33,8 @@ export interface Options {
    * addresses, and Ollama on this host.
    */
   readonly hubs?: ModelHub.Options | undefined
+  /** Where devices are looked for. Default: this host, with NVIDIA's program as the environment says; see `Device.layerConfig`. */
+  readonly device?: Device.Options | undefined
 }
 
 /**
@@ -47,7 +50,12 @@ export interface Options {
  * @since 0.1.0
  */
 export const layerEmbedded = (options: Options): Layer.Layer<
-  Model.ModelStore | Model.ModelHub | SqlClient.SqlClient | HttpClient.HttpClient | NodeServices.NodeServices,
+  | Model.ModelStore
+  | Model.ModelHub
+  | Device.Devices
+  | SqlClient.SqlClient
+  | HttpClient.HttpClient
+  | NodeServices.NodeServices,
   Sqlite.SqliteError | ModelStore.ModelStoreError | PlatformError.PlatformError | Config.ConfigError
 > =>
   Layer.unwrap(Effect.gen(function*() {
@@ -60,7 +68,8 @@ export const layerEmbedded = (options: Options): Layer.Layer<
     const model = options.hubs === undefined
       ? Model.layerConfig(models)
       : Model.layer({ ...models, hubs: options.hubs })
-    return Layer.provideMerge(model, sqlite)
+    const device = options.device === undefined ? Device.layerConfig() : Device.layer(options.device)
+    return Layer.merge(Layer.provideMerge(model, sqlite), device)
   })).pipe(
     Layer.provideMerge(Layer.merge(NodeHttpClient.layerUndici, NodeServices.layer))
   )

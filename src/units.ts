@@ -4,6 +4,7 @@
  * @since 0.1.0
  */
 import * as Catalog from "./Catalog.ts"
+import * as Device from "./device/index.ts"
 import * as Model from "./model/index.ts"
 
 /**
@@ -21,5 +22,10 @@ export const catalog = Catalog.make(
   Model.get,
   Model.list,
   Model.search,
-  Model.estimateResources
+  Model.estimateResources,
+  Device.detect,
+  Device.setPowerLimit,
+  Device.info,
+  Device.metrics,
+  Device.health
 )

@@ -78,7 +78,7 @@ export interface Capacity {
 
 /**
  * The processor. `architecture` is what `uname -m` says, such as `x86_64` or `aarch64`. Where the kernel does not name it, `name` is
- * made of the architecture and `vendor` is `Unknown`.
+ * made of the architecture and `vendor` is `Unknown`. `features` are its extensions by the kernel's names, such as `avx2` or `asimd`.
  *
  * @category models
  * @since 0.1.0
@@ -87,6 +87,7 @@ export interface Processor {
   readonly name: string
   readonly vendor: string
   readonly architecture: string
+  readonly features: ReadonlyArray<string>
 }
 
 /**
@@ -195,7 +196,8 @@ const portable = Host.of({
     return {
       name: name === "" ? `${architecture} processor` : name,
       vendor: cpuInfo.vendorOfName(name),
-      architecture
+      architecture,
+      features: []
     }
   }),
   processorTime: Effect.sync(() => {

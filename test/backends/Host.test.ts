@@ -183,14 +183,20 @@ describe("the processor", () => {
   for (const [cpuinfo, name, vendor] of known) {
     it.effect(`is ${name} of ${vendor}`, () =>
       Effect.gen(function*() {
-        assert.deepStrictEqual(yield* processor(cpuinfo), { name, vendor, architecture })
+        assert.deepStrictEqual(yield* processor(cpuinfo), { name, vendor, architecture, features: [] })
       }))
   }
 
   it.effect("has a name where the kernel tells nothing", () =>
     Effect.gen(function*() {
-      const expected = { name: `${architecture} processor`, vendor: "Unknown", architecture }
+      const expected = { name: `${architecture} processor`, vendor: "Unknown", architecture, features: [] }
       assert.deepStrictEqual(yield* (yield* host({})).host.processor, expected)
+    }))
+
+  it.effect("tells its extensions", () =>
+    Effect.gen(function*() {
+      assert.deepStrictEqual((yield* processor("flags\t\t: fpu  avx2\n")).features, ["fpu", "avx2"])
+      assert.deepStrictEqual((yield* processor("Features\t: fp asimd\n")).features, ["fp", "asimd"])
     }))
 
   const time = (stat: string) => Effect.flatMap(host({ "proc/stat": stat }), ({ host }) => host.processorTime)

@@ -101,6 +101,7 @@ export const parse = (text: string, architecture: string): Processor => {
   return {
     name: name ?? (maker === undefined ? `${architecture} processor` : `${maker} ${architecture} processor`),
     vendor: first("vendor_id") ?? maker ?? vendorOfName(name ?? ""),
-    architecture
+    architecture,
+    features: (first("flags", "Features") ?? "").split(" ").filter((feature) => feature !== "")
   }
 }
