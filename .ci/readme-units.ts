@@ -5,6 +5,7 @@ import * as fs from "node:fs"
 import { catalog } from "../src/units.ts"
 
 const needs: Record<string, string> = {
+  inference: "endpoints that serve models, which speak the OpenAI protocol or are Ollama, and the register of models",
   model:
     "a SQL database for the register, the file system, and for pulls HTTP access to HuggingFace, ModelScope or an Ollama server",
   device:

@@ -15,6 +15,8 @@ import type * as PlatformError from "effect/PlatformError"
 import type * as SqlClient from "effect/sql/SqlClient"
 import * as Sqlite from "./backends/Sqlite.ts"
 import * as Device from "./device/index.ts"
+import type * as Endpoints from "./inference/Endpoints.ts"
+import * as Inference from "./inference/index.ts"
 import * as Model from "./model/index.ts"
 import type * as ModelHub from "./model/ModelHub.ts"
 import type * as ModelStore from "./model/ModelStore.ts"
@@ -35,6 +37,8 @@ export interface Options {
   readonly hubs?: ModelHub.Options | undefined
   /** Where devices are looked for. Default: this host, with NVIDIA's program as the environment says; see `Device.layerConfig`. */
   readonly device?: Device.Options | undefined
+  /** The endpoints that serve models. Default: as the environment says; see `Inference.layerConfig`. */
+  readonly endpoints?: ReadonlyArray<Endpoints.EndpointOptions> | undefined
 }
 
 /**
@@ -53,6 +57,8 @@ export const layerEmbedded = (options: Options): Layer.Layer<
   | Model.ModelStore
   | Model.ModelHub
   | Device.Devices
+  | Inference.Router
+  | Inference.Endpoints
   | SqlClient.SqlClient
   | HttpClient.HttpClient
   | NodeServices.NodeServices,
@@ -69,7 +75,8 @@ export const layerEmbedded = (options: Options): Layer.Layer<
       ? Model.layerConfig(models)
       : Model.layer({ ...models, hubs: options.hubs })
     const device = options.device === undefined ? Device.layerConfig() : Device.layer(options.device)
-    return Layer.merge(Layer.provideMerge(model, sqlite), device)
+    const inference = options.endpoints === undefined ? Inference.layerConfig() : Inference.layer(options.endpoints)
+    return Layer.merge(Layer.provideMerge(inference, model).pipe(Layer.provideMerge(sqlite)), device)
   })).pipe(
     Layer.provideMerge(Layer.merge(NodeHttpClient.layerUndici, NodeServices.layer))
   )

@@ -5,6 +5,7 @@
  */
 import * as Catalog from "./Catalog.ts"
 import * as Device from "./device/index.ts"
+import * as Inference from "./inference/index.ts"
 import * as Model from "./model/index.ts"
 
 /**
@@ -27,5 +28,6 @@ export const catalog = Catalog.make(
   Device.setPowerLimit,
   Device.info,
   Device.metrics,
-  Device.health
+  Device.health,
+  Inference.chat
 )

@@ -4,11 +4,12 @@ import * as ExecutionEvent from "../src/ExecutionEvent.ts"
 import type * as UnitError from "../src/UnitError.ts"
 import { catalog } from "../src/units.ts"
 import { deviceLives } from "./device/lives.ts"
+import { inferenceLives } from "./inference/lives.ts"
 import { declaredFailures, gaps, type Life, type Observed } from "./lives.ts"
 import { modelLives } from "./model/lives.ts"
 
 /** Every domain adds its own. */
-const lives: ReadonlyArray<Life> = [...modelLives, ...deviceLives]
+const lives: ReadonlyArray<Life> = [...modelLives, ...deviceLives, ...inferenceLives]
 
 const nameOf = ({ end }: Life): string =>
   end === "completed" ? "completes" : end === "interrupted" ? "is interrupted" : `fails with ${end.tag}`

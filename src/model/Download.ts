@@ -13,6 +13,7 @@ import type { PlatformError } from "effect/PlatformError"
 import * as Predicate from "effect/Predicate"
 import * as Stream from "effect/Stream"
 import * as Crypto from "node:crypto"
+import { hostOf } from "../internal/httpText.ts"
 import {
   ChecksumMismatch,
   Disk,
@@ -23,7 +24,7 @@ import {
   SizeMismatch,
   UnsafePath
 } from "./HubError.ts"
-import { hostOf, type HubHttp, type OnStatus } from "./HubHttp.ts"
+import type { HubHttp, OnStatus } from "./HubHttp.ts"
 import * as Progress from "./Progress.ts"
 
 /**

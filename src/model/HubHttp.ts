@@ -16,13 +16,13 @@ import type { HttpClientError } from "effect/http/HttpClientError"
 import type { HttpClientRequest } from "effect/http/HttpClientRequest"
 import type { HttpClientResponse } from "effect/http/HttpClientResponse"
 import * as Option from "effect/Option"
-import * as Predicate from "effect/Predicate"
 import * as Pull from "effect/Pull"
 import * as Result from "effect/Result"
 import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
+import { concat, describe, excerpt, hostOf, isWebAddress } from "../internal/httpText.ts"
 import {
   type HubReason,
   InvalidAddress,
@@ -107,28 +107,6 @@ export const statusReason: OnStatus = (status, _headers, text) =>
     ? new Unauthorized({ detail: `HTTP ${status}` })
     : new Upstream({ status, detail: excerpt(text) || "no message" })
 
-/**
- * The first line of what a hub wrote, short enough for a message.
- *
- * @category models
- * @since 0.1.0
- */
-export const excerpt = (text: string): string => {
-  const line = text.replaceAll(/\s+/g, " ").trim()
-  return line.length > 300 ? `${line.slice(0, 300)}...` : line
-}
-
-// Only what the system says: a client's error also holds the request, and with it the token.
-const describe = (error: HttpClientError): string => {
-  let cause: unknown = error.cause
-  while (Predicate.hasProperty(cause, "cause") && cause.cause !== undefined) cause = cause.cause
-  if (Predicate.isError(cause)) {
-    const code = "code" in cause && Predicate.isString(cause.code) ? cause.code : undefined
-    return code === undefined || cause.message.includes(code) ? cause.message : `${code} ${cause.message}`
-  }
-  return error.reason._tag
-}
-
 // RFC 9110, section 10.2.3: seconds, or a date. The Hugging Face Hub also sends `RateLimit: "api";r=0;t=55`, with the
 // seconds until its window begins anew (IETF draft-ietf-httpapi-ratelimit-headers).
 const retryAfter = (headers: Headers.Headers, now: number): number | undefined => {
@@ -140,22 +118,10 @@ const retryAfter = (headers: Headers.Headers, now: number): number | undefined =
   return window === null ? undefined : Math.min(Number(window[1]), Number.MAX_SAFE_INTEGER)
 }
 
-const isWebAddress = (url: string): boolean => URL.canParse(url) && /^https?:$/.test(new URL(url).protocol)
-
 const originOf = (url: string): string => {
   if (!URL.canParse(url)) return url
   const { host, protocol } = new URL(url)
   return `${protocol}//${host}`
-}
-
-const concat = (chunks: ReadonlyArray<Uint8Array>): Uint8Array => {
-  const bytes = new Uint8Array(chunks.reduce((sum, chunk) => sum + chunk.length, 0))
-  let offset = 0
-  for (const chunk of chunks) {
-    bytes.set(chunk, offset)
-    offset += chunk.length
-  }
-  return bytes
 }
 
 /**
@@ -310,12 +276,3 @@ export const make = Effect.fnUntraced(function*(
 
   return { open, body, fail, json, retry }
 })
-
-/**
- * The host and port that a request goes to: all of its address that is fit for a message, since the rest may be signed.
- *
- * @category models
- * @since 0.1.0
- */
-export const hostOf = (request: HttpClientRequest): string =>
-  URL.canParse(request.url) ? new URL(request.url).host : request.url

@@ -11,6 +11,7 @@ import * as HttpClientRequest from "effect/http/HttpClientRequest"
 import type * as Path from "effect/Path"
 import * as Redacted from "effect/Redacted"
 import * as Schema from "effect/Schema"
+import { excerpt, hostOf } from "../internal/httpText.ts"
 import * as Detect from "./Detect.ts"
 import * as Download from "./Download.ts"
 import * as Hub from "./Hub.ts"
@@ -26,7 +27,7 @@ import {
   Upstream
 } from "./HubError.ts"
 import * as HubFiles from "./HubFiles.ts"
-import { excerpt, hostOf, type HubHttp, type OnStatus, statusReason } from "./HubHttp.ts"
+import { type HubHttp, type OnStatus, statusReason } from "./HubHttp.ts"
 import { type ModelType, type SearchResult, Sha256 } from "./Model.ts"
 
 /**

@@ -14,6 +14,7 @@ import * as Predicate from "effect/Predicate"
 import * as Redacted from "effect/Redacted"
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
+import { excerpt, hostOf } from "../internal/httpText.ts"
 import * as Detect from "./Detect.ts"
 import * as Download from "./Download.ts"
 import * as Hub from "./Hub.ts"
@@ -28,7 +29,7 @@ import {
   Upstream
 } from "./HubError.ts"
 import * as HubFiles from "./HubFiles.ts"
-import { excerpt, hostOf, type HubHttp, type OnStatus, statusReason } from "./HubHttp.ts"
+import { type HubHttp, type OnStatus, statusReason } from "./HubHttp.ts"
 import type { ModelType, SearchResult } from "./Model.ts"
 
 /**

@@ -130,6 +130,7 @@ export class ModelStoreError extends Schema.TaggedError<ModelStoreError>("effect
  *
  * - `insert` fails with `ModelAlreadyExists` where a name, whatever its case, or a path is taken.
  * - `register` gives the record of an origin, and makes it first where there is none; `created` says so.
+ * - `find` gives the model whose id or name it is, whatever the case of the name, and `undefined` where there is none.
  * - `list` goes by creation, then id. `total` is the count before paging.
  * - `during` runs work on a model, given as it is then, while no other works on it; see `Operations.during`. The status shows the
  *   work. What was being pulled is left with the status `error`, unless the work changes it.
@@ -145,6 +146,7 @@ export class ModelStore extends Context.Service<ModelStore, {
     model: NewModel & { readonly origin: Origin }
   ) => Effect.Effect<{ readonly model: StoredModel; readonly created: boolean }, ModelStoreError>
   readonly get: (id: string) => Effect.Effect<StoredModel, ModelNotFound | ModelStoreError>
+  readonly find: (idOrName: string) => Effect.Effect<StoredModel | undefined, ModelStoreError>
   readonly list: (filter: {
     readonly type?: ModelType | undefined
     readonly status?: ModelStatus | undefined
@@ -358,6 +360,16 @@ const make = Effect.fnUntraced(function*(options: Options) {
         return { model: yield* create({ ...model, name: `${model.name}@${id}` }, id), created: true }
       })).pipe(Effect.catchTag(["SqlError", "SchemaError"], (error) => failing("register a pull")(error))),
     get: (id) => find(id).pipe(Effect.catchTag(["SqlError", "SchemaError"], (error) => failing("read a model")(error))),
+    find: Effect.fnUntraced(
+      function*(idOrName) {
+        const [row] = yield* sql`SELECT * FROM effect_units_models WHERE id = ${idOrName} OR name_key = ${
+          nameKey(idOrName)
+        }
+          ORDER BY CASE WHEN id = ${idOrName} THEN 0 ELSE 1 END LIMIT 1`
+        return row === undefined ? undefined : yield* toModel(row)
+      },
+      Effect.catchTag(["SqlError", "SchemaError"], (error) => failing("find a model")(error))
+    ),
     list: Effect.fnUntraced(
       function*({ format, limit, offset, status, type }) {
         const now = yield* Clock.currentTimeMillis

@@ -11,6 +11,7 @@ import * as Predicate from "effect/Predicate"
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
+import { excerpt, hostOf } from "../internal/httpText.ts"
 import * as Detect from "./Detect.ts"
 import * as Gguf from "./Gguf.ts"
 import * as Hub from "./Hub.ts"
@@ -25,7 +26,7 @@ import {
   Unauthorized,
   Upstream
 } from "./HubError.ts"
-import { excerpt, hostOf, type HubHttp, type OnStatus } from "./HubHttp.ts"
+import type { HubHttp, OnStatus } from "./HubHttp.ts"
 import { ModelFormat, type ModelType, Sha256 } from "./Model.ts"
 import * as Progress from "./Progress.ts"
 

@@ -13,7 +13,7 @@
  */
 import * as Crypto from "node:crypto"
 import * as Http from "node:http"
-import type { AddressInfo } from "node:net"
+import { listen, makeSignal, read, stop } from "../fixtures/httpServer.ts"
 
 /** A file of a repository. Files in large storage (`lfs`) are served by the second address, with a SHA-256. */
 export interface RepositoryFile {
@@ -132,46 +132,6 @@ export const gitSha1 = (content: Uint8Array): string => hex("sha1", `blob ${cont
 
 /** The digest of an Ollama model, in hex. */
 export const ollamaDigest = (name: string): string => hex("sha256", name)
-
-// A signal that may come before anyone waits for it.
-const makeSignal = () => {
-  let pending = 0
-  const waiting: Array<() => void> = []
-  return {
-    fire: () => {
-      const next = waiting.shift()
-      if (next === undefined) pending++
-      else next()
-    },
-    wait: () => {
-      if (pending > 0) {
-        pending--
-        return Promise.resolve()
-      }
-      return new Promise<void>((resolve) => waiting.push(resolve))
-    }
-  }
-}
-
-const listen = (server: Http.Server) =>
-  new Promise<string>((resolve) => {
-    server.listen(0, "127.0.0.1", () => {
-      // A server that listens on TCP has an address with a port.
-      resolve(`http://127.0.0.1:${(server.address() as AddressInfo).port}`)
-    })
-  })
-
-const stop = (server: Http.Server) =>
-  new Promise<void>((resolve) => {
-    server.close(() => resolve())
-    server.closeAllConnections()
-  })
-
-const read = async (request: Http.IncomingMessage) => {
-  const chunks: Array<Buffer> = []
-  for await (const chunk of request) chunks.push(chunk)
-  return Buffer.concat(chunks).toString()
-}
 
 /** Starts the hubs on free ports of the loopback interface. */
 export const start = async (): Promise<HubServer> => {
@@ -595,7 +555,7 @@ export const start = async (): Promise<HubServer> => {
   }
   const hub = Http.createServer((request, response) => {
     // A request that breaks off before its body is there needs no answer.
-    read(request).then((body) => answer(request, response, body), () => response.destroy())
+    read(request).then((body) => answer(request, response, body.toString()), () => response.destroy())
   })
 
   const storage = Http.createServer((request, response) => {

@@ -105,6 +105,17 @@ describe("a record", () => {
       assert.deepStrictEqual(yield* store.list({ limit: 10, offset: 0 }), { items: [], total: 0 })
     }))
 
+  it.effect("is found by its id, or by its name in any case, the id first", () =>
+    Effect.gen(function*() {
+      const { store } = yield* opened
+      const made = yield* store.insert(model("Tiny"))
+      const namesake = yield* store.insert(model(made.id))
+      assert.deepStrictEqual(yield* store.find("tINY"), made)
+      assert.deepStrictEqual(yield* store.find(made.id), made)
+      assert.deepStrictEqual(yield* store.find(namesake.id), namesake)
+      assert.isUndefined(yield* store.find("tin"))
+    }))
+
   it.effect("has a folder of its own", () =>
     Effect.gen(function*() {
       const { store } = yield* opened

@@ -1,0 +1,33 @@
+/**
+ * Endpoints that speak the OpenAI protocol: all that is known of it, put together.
+ *
+ * @since 0.1.0
+ */
+import * as Effect from "effect/Effect"
+import type * as HttpClient from "effect/http/HttpClient"
+import type { Backend } from "./Backend.ts"
+import * as EndpointHttp from "./EndpointHttp.ts"
+import * as OpenAiText from "./OpenAiText.ts"
+
+/**
+ * The address below which the protocol is: that of the options, with `/v1` where they give nothing but a host.
+ *
+ * @category conversions
+ * @since 0.1.0
+ */
+export const baseUrl = (address: string): string => {
+  const trimmed = address.replace(/\/+$/, "")
+  return URL.canParse(trimmed) && new URL(trimmed).pathname === "/" ? `${trimmed}/v1` : trimmed
+}
+
+/**
+ * Builds the client of an endpoint. `baseUrl` is what stands before `/chat/completions`; of a host without a path it is `/v1`.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const make = (options: EndpointHttp.Options): Effect.Effect<Backend, never, HttpClient.HttpClient> =>
+  Effect.map(
+    EndpointHttp.make({ ...options, baseUrl: baseUrl(options.baseUrl) }),
+    (http): Backend => ({ ...OpenAiText.make(http) })
+  )

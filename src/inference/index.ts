@@ -1,0 +1,54 @@
+/**
+ * The inference domain: requests to models that are being served, wherever that is.
+ *
+ * **Example** (A question to a model)
+ *
+ * ```ts
+ * import * as Inference from "effect-units/inference"
+ *
+ * const program = Inference.chat({
+ *   model: "qwen3",
+ *   messages: [{ role: "user", content: "Why is the sky blue?" }],
+ *   max_tokens: 200
+ * })
+ * ```
+ *
+ * @since 0.1.0
+ */
+import type * as Config from "effect/Config"
+import type * as HttpClient from "effect/http/HttpClient"
+import * as Layer from "effect/Layer"
+import type { ModelStore } from "../model/ModelStore.ts"
+import * as Endpoints from "./Endpoints.ts"
+import * as Router from "./Router.ts"
+
+export type { Backend } from "./Backend.ts"
+export * from "./BackendReason.ts"
+export { chat } from "./Commands.ts"
+export { type Endpoint, type EndpointOptions, Endpoints, EndpointsError } from "./Endpoints.ts"
+export * from "./Errors.ts"
+export * from "./Inference.ts"
+export { Router } from "./Router.ts"
+
+/**
+ * Layer of all that the units of this domain need, for a fixed list of endpoints.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layer = (
+  endpoints: ReadonlyArray<Endpoints.EndpointOptions>,
+  options: Router.Options = {}
+): Layer.Layer<Router.Router | Endpoints.Endpoints, never, HttpClient.HttpClient | ModelStore> =>
+  Layer.provideMerge(Router.layer(options), Endpoints.layer(endpoints))
+
+/**
+ * The same, with the endpoints that `Config` tells of; see `Endpoints.layerConfig`.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layerConfig = (
+  options: Router.Options & Endpoints.Timeouts = {}
+): Layer.Layer<Router.Router | Endpoints.Endpoints, Config.ConfigError, HttpClient.HttpClient | ModelStore> =>
+  Layer.provideMerge(Router.layer(options), Endpoints.layerConfig(options))
