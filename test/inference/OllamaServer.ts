@@ -1,5 +1,5 @@
 /** Routes of an Ollama server, as strict as a test can want it: the real one passes over fields that it does not know. */
-import { Exit, Schema } from "effect"
+import { Result, Schema } from "effect"
 import * as echo from "./echo.ts"
 import type { Received, Reply, Route } from "./StandIn.ts"
 
@@ -47,13 +47,13 @@ const checked = <S extends Schema.ConstraintDecoder<unknown, never>>(
   answer: (body: S["Type"]) => Reply
 ) =>
 ({ body }: Received): Reply => {
-  const decoded = Schema.decodeUnknownExit(Schema.fromJsonString(schema), { onExcessProperty: "error" })(
+  const decoded = Schema.decodeUnknownResult(Schema.fromJsonString(schema), { onExcessProperty: "error" })(
     body.toString()
   )
-  if (Exit.isFailure(decoded)) return failure(400, `invalid request: ${decoded.cause}`)
+  if (Result.isFailure(decoded)) return failure(400, `invalid request: ${decoded.failure.message}`)
   const { model } = JSON.parse(body.toString())
   const isHeld = models.some(({ name }) => name === model || name === `${model}:latest`)
-  return isHeld ? answer(decoded.value) : failure(404, `model '${model}' not found`)
+  return isHeld ? answer(decoded.success) : failure(404, `model '${model}' not found`)
 }
 
 const lines = (values: ReadonlyArray<unknown>): Reply => ({

@@ -1,5 +1,5 @@
 /** Routes of a server that speaks the OpenAI protocol, as strict as the real ones are with what they do not know. */
-import { Exit, Schema } from "effect"
+import { Result, Schema } from "effect"
 import * as echo from "./echo.ts"
 import type { Received, Reply, Route } from "./StandIn.ts"
 
@@ -31,13 +31,15 @@ export const checked = <S extends Schema.ConstraintDecoder<unknown, never>>(
   if (headers["content-type"] !== "application/json") {
     return failure(415, `Unsupported media type ${headers["content-type"]}`, "invalid_request_error")
   }
-  const decoded = Schema.decodeUnknownExit(Schema.fromJsonString(schema), { onExcessProperty: "error" })(
+  const decoded = Schema.decodeUnknownResult(Schema.fromJsonString(schema), { onExcessProperty: "error" })(
     body.toString()
   )
-  if (Exit.isFailure(decoded)) return failure(400, `Invalid request: ${decoded.cause}`, "invalid_request_error")
+  if (Result.isFailure(decoded)) {
+    return failure(400, `Invalid request: ${decoded.failure.message}`, "invalid_request_error")
+  }
   const { model } = JSON.parse(body.toString())
   return models.includes(model)
-    ? answer(decoded.value)
+    ? answer(decoded.success)
     : failure(404, `The model \`${model}\` does not exist.`, "invalid_request_error", "model_not_found")
 }
 
@@ -171,7 +173,7 @@ export const routes = (options: Options): ReadonlyArray<Route> => [
           object: "list",
           model,
           // In the other order: the index counts.
-          data: input.map((text, index) => ({ object: "embedding", index, embedding: echo.embed(text) })).reverse(),
+          data: input.map((text, index) => ({ object: "embedding", index, embedding: echo.embed(text) })).toReversed(),
           usage: { prompt_tokens: tokens, total_tokens: tokens }
         }
       }

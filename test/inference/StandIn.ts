@@ -135,7 +135,7 @@ export const start = async (routes: ReadonlyArray<Route>): Promise<StandIn> => {
     response.end()
   }
 
-  const server = Http.createServer(async (request, response) => {
+  const serve = async (request: Http.IncomingMessage, response: Http.ServerResponse): Promise<void> => {
     const url = new URL(request.url ?? "/", "http://localhost")
     open++
     response.on("close", () => {
@@ -167,6 +167,10 @@ export const start = async (routes: ReadonlyArray<Route>): Promise<StandIn> => {
       ? { status: 404, body: "404 page not found" }
       : route.handle(received)
     await answer(response, reply, fault)
+  }
+  const server = Http.createServer((request, response) => {
+    // What is odd about a route ends its request, and a test with it.
+    serve(request, response).catch((defect: unknown) => response.destroy(defect instanceof Error ? defect : undefined))
   })
   server.on("connection", () => connections++)
 

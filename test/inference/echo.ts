@@ -28,9 +28,9 @@ export const generate = (
   }
 }
 
-/** A vector of four numbers, all between 0 and 1, that goes by the characters of a text. */
+/** A vector of four numbers, all between 0 and 1, that goes by the bytes of a text. */
 export const embed = (text: string): ReadonlyArray<number> =>
-  [7, 11, 13, 17].map((prime) => [...text].reduce((sum, char) => (sum * prime + char.charCodeAt(0)) % 1024, 1) / 1024)
+  [7, 11, 13, 17].map((prime) => Buffer.from(text).reduce((sum, byte) => (sum * prime + byte) % 1024, 1) / 1024)
 
 export const countWords = (texts: ReadonlyArray<string>): number =>
   texts.reduce((sum, text) => sum + wordsOf(text).length, 0)
