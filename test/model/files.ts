@@ -82,6 +82,8 @@ export interface GgufTensor {
   /** The number of the ggml type, by default 0, which is F32. */
   readonly type?: number
   readonly bytes: number
+  /** By default bytes of 0xAA. */
+  readonly data?: Uint8Array
   readonly offset?: number | bigint
   readonly dimensions?: number
 }
@@ -151,11 +153,11 @@ export const ggufHeader = (spec: GgufSpec): Bytes => {
   return out
 }
 
-/** A whole file: header, padding, and tensor data of 0xAA. The last tensor has no padding after it. */
+/** A whole file: header, padding, and tensor data. The last tensor has no padding after it. */
 export const gguf = (spec: GgufSpec): Uint8Array => {
   const { tensors = [], alignment = 32 } = spec
   const out = ggufHeader(spec)
-  for (const tensor of tensors) pad(out, alignment).raw(new Uint8Array(tensor.bytes).fill(0xaa))
+  for (const tensor of tensors) pad(out, alignment).raw(tensor.data ?? new Uint8Array(tensor.bytes).fill(0xaa))
   return out.toUint8Array()
 }
 
