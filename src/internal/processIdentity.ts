@@ -9,19 +9,33 @@
  */
 import * as fs from "node:fs"
 
-interface Stat {
+/**
+ * What the system says of a process. `group` and `session` are process ids of their leaders.
+ *
+ * @internal
+ */
+export interface Stat {
   readonly state: string
+  readonly group: number
+  readonly session: number
   readonly startTicks: string
 }
 
-const stat = (pid: string): Stat | undefined => {
+/**
+ * Looks a process up, `self` included; `undefined` where there is none, or no such file system.
+ *
+ * @internal
+ */
+export const stat = (pid: string): Stat | undefined => {
   try {
     const text = fs.readFileSync(`/proc/${pid}/stat`, "utf8")
     // The second field is the name in brackets, which may itself hold spaces and brackets; the third one follows the last.
     const fields = text.slice(text.lastIndexOf(")") + 2).split(" ")
-    const [state] = fields
+    const [state, , group, session] = fields
     const startTicks = fields[19]
-    return state === undefined || startTicks === undefined ? undefined : { state, startTicks }
+    return state === undefined || startTicks === undefined
+      ? undefined
+      : { state, group: Number(group), session: Number(session), startTicks }
   } catch {
     return undefined
   }
@@ -48,6 +62,24 @@ export const own = (): string | undefined => {
 }
 
 /**
+ * The identity of another process of this machine. `undefined` where there is no such process, or no identity.
+ *
+ * @internal
+ */
+export const of = (pid: number): string | undefined => {
+  const where = realm()
+  const found = stat(String(pid))
+  return where === undefined || found === undefined ? undefined : `${where} ${pid} ${found.startTicks}`
+}
+
+/**
+ * Whether a process has not ended. A zombie has, and waits for its parent to notice.
+ *
+ * @internal
+ */
+export const runs = ({ state }: Stat): boolean => state !== "Z" && state !== "X"
+
+/**
  * Whether the process of an identity still runs; `undefined` where that cannot be known from here: another machine, another
  * container, or the same machine before it was started anew.
  *
@@ -58,6 +90,5 @@ export const isAlive = (identity: string): boolean | undefined => {
   if (where === undefined || !identity.startsWith(`${where} `)) return undefined
   const [pid = "", startTicks] = identity.slice(where.length + 1).split(" ")
   const found = stat(pid)
-  // A zombie has ended and waits for its parent to notice.
-  return found !== undefined && found.startTicks === startTicks && found.state !== "Z" && found.state !== "X"
+  return found !== undefined && found.startTicks === startTicks && runs(found)
 }
