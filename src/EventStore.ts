@@ -5,7 +5,7 @@
  * lifecycle events say of executions in tables of its own, in the same transaction, so that a list of executions costs the same
  * whatever the size of the log.
  *
- * The SQL is kept portable; SQLite is what it is run on and tested against so far.
+ * It runs on SQLite and on PostgreSQL.
  *
  * @since 0.1.0
  */
@@ -18,9 +18,12 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
+import * as Predicate from "effect/Predicate"
 import * as PubSub from "effect/PubSub"
+import * as Queue from "effect/Queue"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
+import * as Semaphore from "effect/Semaphore"
 import * as Migrator from "effect/sql/Migrator"
 import * as SqlClient from "effect/sql/SqlClient"
 import * as SqlError from "effect/sql/SqlError"
@@ -212,7 +215,8 @@ export class Busy extends Schema.TaggedError<Busy>("effect-units/EventStore/Busy
 export class ReadOnly extends Schema.TaggedError<ReadOnly>("effect-units/EventStore/ReadOnly")("ReadOnly", SqlCause) {
   readonly retryable = false
   override get message(): string {
-    return "the database cannot be written: give this user write permission on the file and on its directory"
+    return "the database cannot be written: give this user write permission, on SQLite's file and its directory, or on " +
+      "PostgreSQL's schema and tables"
   }
 }
 
@@ -427,9 +431,18 @@ export interface Options {
    * Default 30 seconds. Longer than the event loop may ever stand still.
    */
   readonly lease?: Duration.Input | undefined
+  /**
+   * On PostgreSQL: what arrives on a channel of the server, where the store notifies of what it commits. Each element lets tails look at
+   * once; a stream that ends or fails is run again each second, and tails poll meanwhile.
+   */
+  readonly notifications?: ((channel: string) => Stream.Stream<unknown, unknown>) | undefined
 }
 
 const batchSize = 500
+// Milliseconds that a process may keep the lock of the log and do nothing.
+const longestLock = 10_000
+// Schemas of one database share its channels.
+const channel = "'effect_units_' || md5(current_schema())"
 const scanSize = 1000
 const maxLimit = 1000
 const countedChildren = 1000
@@ -437,18 +450,53 @@ const countedChildren = 1000
 // Few sizes, so that few statement texts are prepared and kept.
 const insertSizes = [64, 16, 4, 1] as const
 
-/** Inserts rows, some at a time, with texts that are compiled once for each number of rows. */
+type Insert<Row> = (rows: ReadonlyArray<Row>) => Effect.Effect<void, SqlError.SqlError>
+
+/** Inserts rows, on PostgreSQL in one statement. */
 const makeInsert = <Row extends object>(
   sql: SqlClient.SqlClient,
   table: string,
   columns: ReadonlyArray<keyof Row & string>
-) => {
+): Insert<Row> =>
+  sql.onDialectOrElse({
+    pg: () => insertColumns(sql, table, columns),
+    orElse: () => insertSome(sql, table, columns)
+  })
+
+/** One text for any number of rows: each parameter is a column. */
+const insertColumns = <Row extends object>(
+  sql: SqlClient.SqlClient,
+  table: string,
+  columns: ReadonlyArray<keyof Row & string>
+): Insert<Row> => {
+  const types = columns.map((column, index) =>
+    `$${index + 1}::${Rows.integerColumns.has(column) ? "bigint" : "text"}[]`
+  )
+  const text = `INSERT INTO ${table} (${columns.join(", ")}) SELECT * FROM unnest(${types.join(", ")})`
+  return (rows) =>
+    rows.length === 0
+      ? Effect.void
+      : Effect.asVoid(sql.unsafe(text, columns.map((column) => array(rows.map((row) => row[column])))))
+}
+
+/** An array as a parameter. The client sees its type in its values: numbers would be narrow or wide ones, and nulls nothing. */
+const array = (values: ReadonlyArray<unknown>): unknown =>
+  values.every((value) => value === null)
+    ? `{${values.map(() => "NULL").join()}}`
+    : values.map((value) => typeof value === "number" ? BigInt(value) : value)
+
+/** Some rows at a time, with texts that are compiled once for each number of rows. */
+const insertSome = <Row extends object>(
+  sql: SqlClient.SqlClient,
+  table: string,
+  columns: ReadonlyArray<keyof Row & string>
+): Insert<Row> => {
   const blank = Object.fromEntries(columns.map((column) => [column, null]))
   const texts = insertSizes.map((size) => ({
     size,
     text: sql`INSERT INTO ${sql(table)} ${sql.insert(Arr.makeBy(size, () => blank))}`.compile()[0]
   }))
-  return (rows: ReadonlyArray<Row>): Effect.Effect<void, SqlError.SqlError> => {
+  return (rows) => {
     const statements: Array<Statement.Statement<object>> = []
     let from = 0
     for (const { size, text } of texts) {
@@ -502,12 +550,27 @@ export const fromSqlError = (error: SqlError.SqlError): EventStoreError => {
         return new Busy({ cause })
       case "AuthorizationError":
         return new ReadOnly({ cause })
+    }
+    const state = sqlState(error)
+    switch (state) {
+      case "53100":
+        return new Full({ cause })
+      case "25006":
+        return new ReadOnly({ cause })
       default:
-        return new Unavailable({ detail: detailOf(error), retryable: error.isRetryable, cause })
+        return new Unavailable({ detail: detailOf(error), retryable: error.isRetryable || passes(state), cause })
     }
   }
   return new EventStoreError({ reason: reason() })
 }
+
+/** PostgreSQL's code of five characters; see https://www.postgresql.org/docs/current/errcodes-appendix.html. */
+const sqlState = ({ reason: { cause } }: SqlError.SqlError): string | undefined =>
+  Predicate.hasProperty(cause, "code") && typeof cause.code === "string" ? cause.code : undefined
+
+/** Whether a server that says so can take the same statement later: short of something, shutting down, starting, or tired of waiting. */
+const passes = (state: string | undefined): boolean =>
+  state !== undefined && (/^(08|53|57P)/.test(state) || state === "25P03")
 
 /** Some drivers say what failed in the cause only. */
 const detailOf = (error: SqlError.SqlError): string => {
@@ -541,9 +604,9 @@ const wrap = <A, R>(self: Effect.Effect<A, SqlError.SqlError, R>): Effect.Effect
 const decodeExecutionEvent = Schema.decodeUnknownExit(ExecutionEvent.ExecutionEvent)
 const decodeDomainEvent = Schema.decodeUnknownExit(DomainEvent.DomainEvent)
 
-const decode = (body: string): Exit.Exit<Event, unknown> => {
+const decode = (payload: string): Exit.Exit<Event, unknown> => {
   try {
-    const json: unknown = JSON.parse(body)
+    const json: unknown = JSON.parse(payload)
     return ExecutionEvent.isExecutionEvent(json) ? decodeExecutionEvent(json) : decodeDomainEvent(json)
   } catch (thrown) {
     return Exit.fail(thrown)
@@ -553,16 +616,16 @@ const decode = (body: string): Exit.Exit<Event, unknown> => {
 // Integer columns come as numbers from SQLite and as bigints from PostgreSQL.
 type Integer = number | bigint
 
-interface BodyRow {
+interface PayloadRow {
   readonly event_offset: Integer
-  readonly body: string
+  readonly payload: string
 }
 
-const toEntries = (rows: ReadonlyArray<BodyRow>): Effect.Effect<ReadonlyArray<Entry>, EventStoreError> => {
+const toEntries = (rows: ReadonlyArray<PayloadRow>): Effect.Effect<ReadonlyArray<Entry>, EventStoreError> => {
   const entries: Array<Entry> = []
   for (const row of rows) {
     const offset = Number(row.event_offset)
-    const decoded = decode(row.body)
+    const decoded = decode(row.payload)
     if (Exit.isFailure(decoded)) {
       return Effect.fail(new EventStoreError({ reason: new Undecodable({ offset, cause: decoded.cause }) }))
     }
@@ -610,18 +673,43 @@ const toRecord = (row: ExecutionRow): ExecutionRecord => ({
   first_offset: Number(row.first_offset)
 })
 
-const makeLog = (sql: SqlClient.SqlClient, wake: Effect.Effect<void>) => {
+const makeLog = (sql: SqlClient.SqlClient, wake: Effect.Effect<void>, staged: Effect.Effect<void>) => {
+  const isPostgres = sql.onDialectOrElse({ pg: () => true, orElse: () => false })
+
+  const inTransaction = (context: Context.Context<never>): boolean =>
+    Option.isSome(Context.getOption(context, sql.transactionService))
+
+  // Statements have to see what was committed before they got the lock, whatever the default of the database.
+  const transact = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<A, E | SqlError.SqlError, R> =>
+    isPostgres
+      ? Effect.provideService(
+        sql.withTransaction(self),
+        SqlClient.BeginTransaction,
+        "BEGIN ISOLATION LEVEL READ COMMITTED"
+      )
+      : sql.withTransaction(self)
+
   const lastOffset = Effect.map(
     sql<{ last_offset: Integer }>`SELECT last_offset FROM effect_units_log WHERE name = 'events'`,
     ([row]) => Number(row?.last_offset ?? 0)
   )
 
-  // Under the lock of this row offsets are given in the order of commits. SQLite has the lock from BEGIN IMMEDIATE.
-  const lockedLastOffset = sql.onDialectOrElse({
-    pg: () =>
-      Effect.andThen(sql`SELECT last_offset FROM effect_units_log WHERE name = 'events' FOR UPDATE`, lastOffset),
-    orElse: () => lastOffset
-  })
+  // Under the lock of this row offsets are given in the order of commits. SQLite has the lock from BEGIN IMMEDIATE. On PostgreSQL the
+  // server ends the transaction of a process that stops while it has the lock.
+  const lockedLastOffset = isPostgres
+    ? Effect.map(
+      sql<{ last_offset: Integer }>`
+        SELECT last_offset, set_config('idle_in_transaction_session_timeout', ${String(longestLock)}, true)
+        FROM effect_units_log WHERE name = 'events' FOR UPDATE`,
+      ([row]) => Number(row?.last_offset ?? 0)
+    )
+    : lastOffset
+
+  const moveLastOffset = (next: number) =>
+    isPostgres
+      ? sql`WITH moved AS (UPDATE effect_units_log SET last_offset = ${next} WHERE name = 'events' RETURNING name)
+          SELECT pg_notify(${sql.literal(channel)}, '') FROM moved`
+      : sql`UPDATE effect_units_log SET last_offset = ${next} WHERE name = 'events'`
 
   const insertEvents = makeInsert<Rows.Prepared>(sql, "effect_units_events", Rows.eventColumns)
   const insertRunning = makeInsert<Rows.RunningRow>(sql, "effect_units_running", Rows.runningColumns)
@@ -629,7 +717,7 @@ const makeLog = (sql: SqlClient.SqlClient, wake: Effect.Effect<void>) => {
 
   const known = Effect.fnUntraced(function*(correlationIds: ReadonlyArray<string>) {
     if (correlationIds.length === 0) return { running: new Map(), ended: new Set<string>() }
-    const ids = sql.in("correlation_id", padded(correlationIds))
+    const ids = among(sql, "correlation_id", correlationIds)
     const running = yield* sql<{ correlation_id: string; started_offset: Integer; started_at: Integer }>`
       SELECT correlation_id, started_offset, started_at FROM effect_units_running WHERE ${ids}`
     const ended = yield* sql<{ correlation_id: string }>`
@@ -645,14 +733,13 @@ const makeLog = (sql: SqlClient.SqlClient, wake: Effect.Effect<void>) => {
 
   const store = Effect.fnUntraced(function*(
     batch: ReadonlyArray<Rows.Prepared>,
-    correlationIds: ReadonlyArray<string>,
-    owner: string | null
+    correlationIds: ReadonlyArray<string>
   ) {
     const last = yield* lockedLastOffset
-    const plan = Rows.plan(batch, last, yield* known(correlationIds), owner)
+    const plan = Rows.plan(batch, last, yield* known(correlationIds))
     yield* insertEvents(plan.events)
     if (plan.noLongerRunning.length > 0) {
-      yield* sql`DELETE FROM effect_units_running WHERE ${sql.in("started_offset", padded(plan.noLongerRunning))}`
+      yield* sql`DELETE FROM effect_units_running WHERE ${among(sql, "started_offset", plan.noLongerRunning)}`
     }
     yield* insertRunning(plan.running)
     yield* insertEnded(plan.ended)
@@ -661,14 +748,17 @@ const makeLog = (sql: SqlClient.SqlClient, wake: Effect.Effect<void>) => {
         WHERE correlation_id = ${correlation_id}`
     }
     const next = last + plan.events.length
-    if (next > last) yield* sql`UPDATE effect_units_log SET last_offset = ${next} WHERE name = 'events'`
+    if (next > last) yield* moveLastOffset(next)
     return { stored: plan.events.length, duplicates: plan.refused, last_offset: next }
   })
 
-  /** Stores new events without looking them up; where one of them turns out to be known, asks for every id and starts over. */
+  /**
+   * Stores the events of a batch that the log does not have, in the transaction around it. `lookUp` says when it asks for every id: at
+   * once; where one of them turns out to be known; or never, and then one that is known fails the transaction.
+   */
   const storeBatch = (
     batch: ReadonlyArray<Rows.Prepared>,
-    owner: string | null
+    lookUp: "first" | "on conflict" | "never"
   ): Effect.Effect<Appended, SqlError.SqlError> => {
     const unique = new Map<string, Rows.Prepared>()
     const repeated: Array<string> = []
@@ -677,40 +767,124 @@ const makeLog = (sql: SqlClient.SqlClient, wake: Effect.Effect<void>) => {
       else unique.set(event.id, event)
     }
     const events = Array.from(unique.values())
+    const storeAll = store(events, Rows.unpaired(events))
     const storeUnknown = Effect.gen(function*() {
+      // Looked up under the lock.
+      yield* lockedLastOffset
       const rows = yield* sql<{ id: string }>`
-        SELECT id FROM effect_units_events WHERE ${sql.in("id", padded(Array.from(unique.keys())))}`
+        SELECT id FROM effect_units_events WHERE ${among(sql, "id", Array.from(unique.keys()))}`
       for (const { id } of rows) unique.delete(id)
       const unknown = Array.from(unique.values())
-      const appended = yield* store(unknown, Rows.executions(unknown), owner)
+      const appended = yield* store(unknown, Rows.executions(unknown))
       return { ...appended, duplicates: [...rows.map((row) => row.id), ...appended.duplicates] }
     })
-    return sql.withTransaction(store(events, Rows.unpaired(events), owner)).pipe(
-      Effect.catchIf((error) => error.reason._tag === "UniqueViolation", () => storeUnknown),
-      Effect.map((appended) => ({ ...appended, duplicates: [...repeated, ...appended.duplicates] }))
-    )
+    const storing = () => {
+      switch (lookUp) {
+        case "first":
+          return storeUnknown
+        case "on conflict":
+          return Effect.catchIf(sql.withTransaction(storeAll), isUniqueViolation, () => storeUnknown)
+        case "never":
+          return storeAll
+      }
+    }
+    return Effect.map(storing(), (appended) => ({ ...appended, duplicates: [...repeated, ...appended.duplicates] }))
   }
 
-  const append = (
+  /** Gives events their place in the log, in the transaction around it. */
+  const place = Effect.fnUntraced(function*(
+    events: ReadonlyArray<Rows.Prepared>,
+    lookUp: "first" | "on conflict" | "never"
+  ) {
+    let stored = 0
+    let last_offset = 0
+    const duplicates: Array<string> = []
+    for (const batch of Arr.chunksOf(events, batchSize)) {
+      const appended = yield* storeBatch(batch, lookUp)
+      stored += appended.stored
+      last_offset = appended.last_offset
+      duplicates.push(...appended.duplicates.map(Rows.original))
+      if (events.length > batchSize) yield* Effect.yieldNow
+    }
+    if (stored > 0) yield* sql.afterCommit(wake)
+    return { stored, duplicates, last_offset }
+  })
+
+  const nothing = Effect.map(lastOffset, (last_offset) => ({ stored: 0, duplicates: [], last_offset }))
+
+  /** Appends in a transaction that has the lock, or takes it. */
+  const appendLocked = (
     events: ReadonlyArray<Event>,
     now: number,
     owner: string | null
   ): Effect.Effect<Appended, SqlError.SqlError> =>
-    sql.withTransaction(Effect.gen(function*() {
-      if (events.length === 0) return { stored: 0, duplicates: [], last_offset: yield* lastOffset }
-      let stored = 0
-      let last_offset = 0
-      const duplicates: Array<string> = []
-      for (const batch of Arr.chunksOf(events, batchSize)) {
-        const appended = yield* storeBatch(batch.map((event) => Rows.prepare(event, now)), owner)
-        stored += appended.stored
-        last_offset = appended.last_offset
-        duplicates.push(...appended.duplicates.map(Rows.original))
-        if (events.length > batchSize) yield* Effect.yieldNow
-      }
-      if (stored > 0) yield* sql.afterCommit(wake)
-      return { stored, duplicates, last_offset }
-    }))
+    events.length === 0 ?
+      nothing :
+      transact(Effect.suspend(() =>
+        place(events.map((event) => Rows.prepare(event, now, owner)), isPostgres ? "first" : "on conflict")
+      ))
+
+  const stage = (
+    events: ReadonlyArray<Event>,
+    owner: string | null
+  ): Effect.Effect<Appended, SqlError.SqlError> =>
+    Effect.gen(function*() {
+      // Says that this process has a transaction under way, for whoever takes it for gone.
+      if (owner !== null) yield* sql`SELECT pg_advisory_xact_lock_shared(hashtextextended(${owner}, 0))`
+      yield* sql.unsafe(
+        "INSERT INTO effect_units_staged (owner, payload) SELECT $1, payload FROM unnest($2::text[]) AS payload",
+        [owner, events.map(Rows.payload)]
+      )
+      yield* sql.afterCommit(staged)
+      return { stored: events.length, duplicates: [], last_offset: yield* lastOffset }
+    })
+
+  /** Appends in a transaction of its own. Most events are new, and nothing is looked up before one of them turns out not to be. */
+  const appendAlone = (
+    events: ReadonlyArray<Event>,
+    now: number,
+    owner: string | null
+  ): Effect.Effect<Appended, SqlError.SqlError> => {
+    const attempt = (lookUp: "first" | "never") =>
+      transact(Effect.suspend(() => place(events.map((event) => Rows.prepare(event, now, owner)), lookUp)))
+    return Effect.catchIf(attempt("never"), isUniqueViolation, () => attempt("first"))
+  }
+
+  const append = isPostgres
+    ? (events: ReadonlyArray<Event>, now: number, owner: string | null) =>
+      events.length === 0 ?
+        nothing :
+        Effect.contextWith((context: Context.Context<never>) =>
+          inTransaction(context) ? stage(events, owner) : appendAlone(events, now, owner)
+        )
+    : appendLocked
+
+  /** Places what was staged and is committed, in the transaction around it; succeeds with how many events were staged. */
+  const placeStaged = Effect.fnUntraced(function*(now: number, limit: number) {
+    yield* lockedLastOffset
+    const rows = yield* sql<{ stage_id: Integer; owner: string | null; payload: string }>`
+      DELETE FROM effect_units_staged
+      WHERE stage_id IN (SELECT stage_id FROM effect_units_staged ORDER BY stage_id LIMIT ${limit})
+      RETURNING stage_id, owner, payload`
+    const inOrder = rows.toSorted((a, b) => Number(a.stage_id) - Number(b.stage_id))
+    yield* place(inOrder.map(({ owner, payload }) => Rows.fromPayload(payload, now, owner)), "first")
+    return rows.length
+  })
+
+  /** Those of some owners that have no transaction under way in which they have appended. None can begin before the end of this one. */
+  const withoutTransaction = (owners: ReadonlyArray<string>) =>
+    isPostgres
+      ? Effect.map(
+        sql<{ owner: string }>`SELECT owner FROM unnest(${owners}::text[]) AS owner
+          WHERE pg_try_advisory_xact_lock(hashtextextended(owner, 0))`,
+        (rows) => rows.map(({ owner }) => owner)
+      )
+      : Effect.succeed(owners)
+
+  const isStaged = Effect.map(
+    sql<{ found: boolean }>`SELECT EXISTS (SELECT 1 FROM effect_units_staged) AS found`,
+    ([row]) => row?.found === true
+  )
 
   /**
    * The rows after an offset, and where the next scan begins; `undefined` at the end of the log. With a filter it looks at
@@ -719,11 +893,11 @@ const makeLog = (sql: SqlClient.SqlClient, wake: Effect.Effect<void>) => {
   const scan = Effect.fnUntraced(function*(after: number, limit: number, filter: Filter | undefined) {
     const conditions = filterConditions(sql, filter)
     const filtered = conditions.length > 0
-    const body = filtered ? sql`CASE WHEN ${sql.and(conditions)} THEN body END AS body` : sql`body`
-    const rows = yield* sql<{ event_offset: Integer; body: string | null }>`
-      SELECT event_offset, ${body} FROM effect_units_events
+    const payload = filtered ? sql`CASE WHEN ${sql.and(conditions)} THEN payload END AS payload` : sql`payload`
+    const rows = yield* sql<{ event_offset: Integer; payload: string | null }>`
+      SELECT event_offset, ${payload} FROM effect_units_events
       WHERE event_offset > ${after} ORDER BY event_offset LIMIT ${filtered ? scanSize : limit}`
-    const matching = rows.filter(hasBody).slice(0, limit)
+    const matching = rows.filter(hasPayload).slice(0, limit)
     const last = matching.length === limit ? matching.at(-1) : rows.at(-1)
     return { rows: matching, next: last === undefined ? undefined : Number(last.event_offset) }
   })
@@ -732,38 +906,63 @@ const makeLog = (sql: SqlClient.SqlClient, wake: Effect.Effect<void>) => {
   const ofExecution = (correlationId: string, after: number, limit: number, filter: Filter | undefined) => {
     const id = Rows.text(correlationId)
     const conditions = sql.and([sql`event_offset > ${after}`, ...filterConditions(sql, filter)])
-    return sql<BodyRow>`
-      SELECT event_offset, body FROM effect_units_events
+    return sql<PayloadRow>`
+      SELECT event_offset, payload FROM effect_units_events
       WHERE event_offset IN (
         SELECT started_offset FROM effect_units_running WHERE correlation_id = ${id}
         UNION ALL SELECT started_offset FROM effect_units_executions WHERE correlation_id = ${id}
         UNION ALL SELECT ended_offset FROM effect_units_executions WHERE correlation_id = ${id}
       ) AND ${conditions}
       UNION ALL
-      SELECT event_offset, body FROM (
-        SELECT event_offset, body FROM effect_units_events
+      SELECT event_offset, payload FROM (
+        SELECT event_offset, payload FROM effect_units_events
         WHERE lifecycle = 0 AND correlation_id = ${id} AND ${conditions}
         ORDER BY event_offset LIMIT ${limit}
       ) AS domain_events
       ORDER BY event_offset LIMIT ${limit}`
   }
 
-  return { append, lastOffset, scan, ofExecution }
+  return {
+    append,
+    appendLocked,
+    placeStaged,
+    isStaged,
+    withoutTransaction,
+    transact,
+    inTransaction,
+    isPostgres,
+    lastOffset,
+    scan,
+    ofExecution
+  }
 }
 
-const hasBody = (row: { readonly event_offset: Integer; readonly body: string | null }): row is BodyRow =>
-  row.body !== null
+const isUniqueViolation = (error: SqlError.SqlError): boolean => error.reason._tag === "UniqueViolation"
+
+/** A condition that a column has one of some values, whose text is the same for many numbers of them. */
+const among = (
+  sql: SqlClient.SqlClient,
+  column: string,
+  values: ReadonlyArray<string> | ReadonlyArray<number>
+): Statement.Fragment =>
+  sql.onDialectOrElse({
+    pg: () => sql`${sql(column)} = ANY(${array(values)})`,
+    orElse: () => sql.in(column, padded<string | number>(values))
+  })
+
+const hasPayload = (row: { readonly event_offset: Integer; readonly payload: string | null }): row is PayloadRow =>
+  row.payload !== null
 
 const filterConditions = (
   sql: SqlClient.SqlClient,
   filter: Filter | undefined
 ): ReadonlyArray<Statement.Fragment> => {
-  const among = (column: string, values: ReadonlyArray<string> | undefined): ReadonlyArray<Statement.Fragment> =>
-    values === undefined ? [] : [sql.in(column, padded(values.map(Rows.text)))]
+  const oneOf = (column: string, values: ReadonlyArray<string> | undefined): ReadonlyArray<Statement.Fragment> =>
+    values === undefined ? [] : [among(sql, column, values.map(Rows.text))]
   return [
-    ...among("type", filter?.types),
-    ...among("domain", filter?.domains),
-    ...among("unit_name", filter?.units),
+    ...oneOf("type", filter?.types),
+    ...oneOf("aggregatetype", filter?.domains),
+    ...oneOf("unit_name", filter?.units),
     ...(filter?.correlationId === undefined ? [] : [sql`correlation_id = ${Rows.text(filter.correlationId)}`])
   ]
 }
@@ -853,16 +1052,33 @@ const makeExecutions = (sql: SqlClient.SqlClient) => {
   return { list, find }
 }
 
+/** Wakes tails for what other processes commit, for as long as it runs. */
+const follow = (
+  notifications: (channel: string) => Stream.Stream<unknown, unknown>,
+  sql: SqlClient.SqlClient,
+  wake: Effect.Effect<void>
+): Effect.Effect<never> =>
+  Effect.flatMap(
+    sql<{ name: string }>`SELECT ${sql.literal(channel)} AS name`,
+    ([row]) => Stream.runForEach(notifications(row?.name ?? ""), () => wake)
+  ).pipe(
+    Effect.catchCause((cause) =>
+      Effect.logDebug("The event store lost its notifications and polls until it has them again", cause)
+    ),
+    Effect.andThen(Effect.sleep("1 second")),
+    Effect.forever
+  )
+
 const abandonedMessage = "The process that ran this execution ended before the execution did"
 
 interface AbandonedRow extends Rows.Identity {
   readonly started_at: Integer
-  readonly body: string | null
+  readonly payload: string | null
 }
 
 /** Ends an execution at `now` (milliseconds), in the words of its started event. */
 const abandoned = (row: AbandonedRow, now: number, source: string, sequence: number): ExecutionEvent.ExecutionEvent => {
-  const started = row.body === null ? undefined : Option.getOrUndefined(Exit.getSuccess(decode(row.body)))
+  const started = row.payload === null ? undefined : Option.getOrUndefined(Exit.getSuccess(decode(row.payload)))
   const known = started !== undefined && ExecutionEvent.isExecutionEvent(started) ? started : undefined
   const durationMs = Math.max(0, now - Number(row.started_at))
   const identity = identityOf(row)
@@ -925,7 +1141,39 @@ export const make: (
     }
 
     const wakeups = yield* Effect.acquireRelease(PubSub.sliding<void>(1), PubSub.shutdown)
-    const log = makeLog(sql, Effect.asVoid(PubSub.publish(wakeups, undefined)))
+    const wake = Effect.asVoid(PubSub.publish(wakeups, undefined))
+
+    // How often transactions of this process have committed staged events, and how many of these commits are placed.
+    let staged = 0
+    let placed = 0
+    const toPlace = yield* Queue.sliding<void>(1)
+    const log = makeLog(
+      sql,
+      wake,
+      Effect.sync(() => {
+        staged++
+        Queue.offerUnsafe(toPlace, undefined)
+      })
+    )
+    const placing = yield* Semaphore.make(1)
+
+    /** Gives what was staged and is committed its place, whichever process it is from. */
+    const placeStaged = placing.withPermit(Effect.gen(function*() {
+      const upTo = staged
+      while (true) {
+        const count = yield* log.transact(log.placeStaged(clock.currentTimeMillisUnsafe(), batchSize))
+        if (count < batchSize) break
+        yield* Effect.yieldNow
+      }
+      placed = upTo
+    }))
+
+    /** Before a read: what this process has committed is in the log. */
+    const settled = Effect.contextWith((context: Context.Context<never>) =>
+      placed < staged && !log.inTransaction(context) ? placeStaged : Effect.void
+    )
+    const reading = <A>(self: Effect.Effect<A, SqlError.SqlError>): Effect.Effect<A, EventStoreError> =>
+      wrap(log.isPostgres ? Effect.andThen(settled, self) : self)
     const executions = makeExecutions(sql)
 
     // Names this store among the owners, and as the source of the events that it makes itself.
@@ -953,9 +1201,10 @@ export const make: (
       Effect.suspend(() => {
         const now = clock.currentTimeMillisUnsafe()
         return wrap(
-          appendOptions?.owned === true
+          // On PostgreSQL a process is an owner from the start, as here the row would be locked until the end of a transaction.
+          appendOptions?.owned === true && !log.isPostgres
             ? sql.withTransaction(Effect.andThen(own, log.append(events, now, instance)))
-            : log.append(events, now, null)
+            : log.append(events, now, appendOptions?.owned === true ? instance : null)
         )
       })
 
@@ -963,6 +1212,7 @@ export const make: (
       const { filter } = readOptions
       const limit = bounded(readOptions.limit)
       let after = readOptions.after ?? 0
+      yield* reading(Effect.void)
       if (filter?.correlationId !== undefined) {
         return yield* Effect.flatMap(wrap(log.ofExecution(filter.correlationId, after, limit, filter)), toEntries)
       }
@@ -984,10 +1234,14 @@ export const make: (
           duration: tailOptions.pollInterval ?? "1 second",
           orElse: () => Effect.void
         })
+        // Staged by a process that died before it could place it, or is about to.
+        const waitForMore = log.isPostgres
+          ? Effect.flatMap(wrap(log.isStaged), (found) => found ? wrap(placeStaged) : wait)
+          : wait
         let after = tailOptions.after ?? 0
         const pull: Effect.Effect<Arr.NonEmptyReadonlyArray<Entry>, EventStoreError> = Effect.suspend(() =>
           Effect.flatMap(wrap(log.scan(after, batchSize, tailOptions.filter)), ({ next, rows }) => {
-            if (next === undefined) return Effect.andThen(wait, pull)
+            if (next === undefined) return Effect.andThen(waitForMore, pull)
             after = next
             return Effect.filterOrElse(
               toEntries(rows),
@@ -1000,7 +1254,7 @@ export const make: (
       }))
 
     const execution: Store["execution"] = Effect.fnUntraced(function*(correlationId) {
-      const record = yield* wrap(executions.find(correlationId))
+      const record = yield* reading(executions.find(correlationId))
       if (record === undefined) return Option.none()
       const rows = yield* wrap(log.ofExecution(correlationId, 0, maxLimit, undefined))
       const children = yield* wrap(executions.list({ parentId: correlationId, limit: maxLimit }))
@@ -1032,7 +1286,7 @@ export const make: (
       const before = olderThan === undefined
         ? Number.MIN_SAFE_INTEGER
         : clock.currentTimeMillisUnsafe() - Duration.toMillis(olderThan)
-      const upTo = keep === undefined ? 0 : (yield* wrap(log.lastOffset)) - keep
+      const upTo = keep === undefined ? 0 : (yield* reading(log.lastOffset)) - keep
       const size = Math.max(1, Math.trunc(pruneOptions.batch ?? batchSize))
       const total = { events: 0, executions: 0 }
       let after = 0
@@ -1061,19 +1315,23 @@ export const make: (
     })
 
     const closeBatch = Effect.gen(function*() {
-      const owners = yield* goneOwners
+      const owners = yield* Effect.flatMap(goneOwners, log.withoutTransaction)
       if (owners.length === 0) return 0
+      if (log.isPostgres) {
+        // What they committed before they died counts.
+        while ((yield* log.placeStaged(clock.currentTimeMillisUnsafe(), batchSize)) > 0) yield* Effect.yieldNow
+      }
       const rows = yield* sql<AbandonedRow>`
-        SELECT running.*, event.body FROM effect_units_running AS running
+        SELECT running.*, event.payload FROM effect_units_running AS running
         LEFT JOIN effect_units_events AS event ON event.event_offset = running.started_offset
-        WHERE ${sql.in("owner", padded(owners))} ORDER BY running.started_offset LIMIT ${batchSize}`
+        WHERE ${among(sql, "owner", owners)} ORDER BY running.started_offset LIMIT ${batchSize}`
       if (rows.length === 0) {
-        yield* sql`DELETE FROM effect_units_owners WHERE ${sql.in("owner", padded(owners))}`
+        yield* sql`DELETE FROM effect_units_owners WHERE ${among(sql, "owner", owners)}`
         return 0
       }
       const now = clock.currentTimeMillisUnsafe()
       const events = rows.map((row, index) => abandoned(row, now, instance, sequence + index + 1))
-      const { stored } = yield* log.append(events, now, null)
+      const { stored } = yield* log.appendLocked(events, now, null)
       yield* sql.afterCommit(Effect.sync(() => {
         sequence += stored
       }))
@@ -1082,10 +1340,11 @@ export const make: (
 
     const closeAbandoned: Store["closeAbandoned"] = wrap(Effect.gen(function*() {
       // Looked up first outside of a transaction, which takes the lock: mostly there is nothing to do.
+      if (log.isPostgres && (yield* log.isStaged)) yield* placeStaged
       if ((yield* goneOwners).length === 0) return 0
       let closed = 0
       while (true) {
-        const count = yield* sql.withTransaction(closeBatch)
+        const count = yield* log.transact(closeBatch)
         if (count === 0) return closed
         closed += count
         yield* Effect.yieldNow
@@ -1100,7 +1359,20 @@ export const make: (
           : Effect.void
       )
     )
+    if (log.isPostgres) yield* wrap(own)
     yield* closeAbandoned
+    if (log.isPostgres) {
+      yield* Queue.take(toPlace).pipe(
+        Effect.andThen(settled),
+        // Whoever looks next places it, in this process or another.
+        Effect.catch((error) =>
+          Effect.logWarning("Committed events wait for their place in the log", fromSqlError(error))
+        ),
+        Effect.forever,
+        Effect.forkScoped
+      )
+      if (options.notifications !== undefined) yield* Effect.forkScoped(follow(options.notifications, sql, wake))
+    }
     yield* Effect.suspend(() => isOwner ? Effect.asVoid(wrap(renew)) : Effect.void).pipe(
       Effect.andThen(closeAbandoned),
       Effect.catch((error) => Effect.logWarning("The event store could not look after its lease", error)),
@@ -1113,8 +1385,8 @@ export const make: (
       append,
       read,
       tail,
-      lastOffset: wrap(log.lastOffset),
-      executions: (listOptions = {}) => wrap(executions.list(listOptions)),
+      lastOffset: reading(log.lastOffset),
+      executions: (listOptions = {}) => reading(executions.list(listOptions)),
       execution,
       prune,
       closeAbandoned,
@@ -1135,7 +1407,7 @@ export const make: (
           Effect.mapError((error) => error instanceof Inner ? error.error : fromSqlError(error))
         ),
       sql,
-      inTransaction: (context) => Option.isSome(Context.getOption(context, sql.transactionService))
+      inTransaction: log.inTransaction
     }
   }
 )

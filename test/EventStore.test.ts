@@ -210,7 +210,7 @@ describe("append and read", () => {
     Effect.gen(function*() {
       const { other, store } = yield* onFile
       yield* store.append([domainEvent("d1"), domainEvent("d2"), domainEvent("d3")])
-      other.exec(`UPDATE effect_units_events SET body = '{"event_type":"execution_paused"}' WHERE id = 'd2'`)
+      other.exec(`UPDATE effect_units_events SET payload = '{"event_type":"execution_paused"}' WHERE id = 'd2'`)
       const error = yield* Effect.flip(store.read())
       assert.strictEqual(error.reason._tag, "Undecodable")
       assert.strictEqual(

@@ -462,7 +462,7 @@ describe("an event that is refused for good", () => {
       const { broker, store, to } = yield* poisoned
       yield* store.append(["a", "b", "c", "d", "e"].flatMap(story))
       const unreadable = "{\"event_type\":\"execution_paused\"}"
-      yield* store.sql`UPDATE effect_units_events SET body = ${unreadable} WHERE event_offset IN (4, 10)`
+      yield* store.sql`UPDATE effect_units_events SET payload = ${unreadable} WHERE event_offset IN (4, 10)`
       const relay = yield* start(store, { name: "x", to })
       yield* caughtUp(relay)
       assert.deepStrictEqual(

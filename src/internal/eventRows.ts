@@ -32,16 +32,21 @@ export interface Prepared {
   event_offset: number
   readonly id: string
   readonly type: string
-  readonly domain: string
+  /** The domain. */
+  readonly aggregatetype: string
+  /** The execution that the event belongs to, or without one the event's own id. */
+  readonly aggregateid: string
   readonly unit_name: string | null
   readonly correlation_id: string | null
   /** 1 in lifecycle events, 0 in domain events. */
   readonly lifecycle: 0 | 1
   /** Milliseconds since 1970. */
   readonly occurred_at: number
-  readonly body: string
+  readonly payload: string
   /** Absent in domain events. */
   readonly execution: Started | Ended | undefined
+  /** The store instance whose process runs the execution; null where it is not known. */
+  readonly owner: string | null
 }
 
 /** @internal */
@@ -104,55 +109,77 @@ const optionalText = (value: string | undefined): string | null => value === und
 /**
  * Serialises an event. An unreadable timestamp counts as `now` (milliseconds).
  *
- * `JSON.stringify` escapes NUL characters and lone surrogates, so that any database takes the body.
+ * `JSON.stringify` escapes NUL characters and lone surrogates, so that any database takes the payload.
  *
  * @internal
  */
-export const prepare = (event: Event, now: number): Prepared =>
-  ExecutionEvent.isExecutionEvent(event) ? prepareExecution(event, now) : prepareDomain(event, now)
+export const prepare = (event: Event, now: number, owner: string | null): Prepared => {
+  const json = toJson(event)
+  return row(json, JSON.stringify(json), now, owner)
+}
+
+/**
+ * Prepares an event from a payload that this library wrote.
+ *
+ * @internal
+ */
+export const fromPayload = (payload: string, now: number, owner: string | null): Prepared =>
+  // Trusted, as `prepare` made it.
+  row(JSON.parse(payload) as Event, payload, now, owner)
+
+/**
+ * The payload that `prepare` makes of an event.
+ *
+ * @internal
+ */
+export const payload = (event: Event): string => JSON.stringify(toJson(event))
+
+const toJson = (event: Event): Event =>
+  ExecutionEvent.isExecutionEvent(event) ? ExecutionEvent.toJson(event) : DomainEvent.toJson(event)
 
 const millis = (timestamp: string, now: number): number => {
   const parsed = Date.parse(timestamp)
   return Number.isNaN(parsed) ? now : parsed
 }
 
-const prepareDomain = (event: DomainEvent.DomainEvent, now: number): Prepared => {
-  const json = DomainEvent.toJson(event)
-  return {
+const row = (json: Event, payload: string, now: number, owner: string | null): Prepared => {
+  const id = text(json.id)
+  const aggregatetype = text(json.domain)
+  const common = {
     event_offset: 0,
-    id: text(json.id),
-    type: text(json.type),
-    domain: text(json.domain),
+    id,
+    aggregatetype,
     unit_name: optionalText(json.unit_name),
-    correlation_id: optionalText(json.correlation_id),
-    lifecycle: 0,
     occurred_at: millis(json.timestamp, now),
-    body: JSON.stringify(json),
-    execution: undefined
+    payload,
+    owner
   }
-}
-
-const prepareExecution = (event: ExecutionEvent.ExecutionEvent, now: number): Prepared => {
-  const json = ExecutionEvent.toJson(event)
+  if (!ExecutionEvent.isExecutionEvent(json)) {
+    const correlation_id = optionalText(json.correlation_id)
+    return {
+      ...common,
+      type: text(json.type),
+      aggregateid: correlation_id ?? id,
+      correlation_id,
+      lifecycle: 0,
+      execution: undefined
+    }
+  }
   const identity: Identity = {
     correlation_id: text(json.correlation_id),
     unit_name: text(json.unit_name),
-    domain: text(json.domain),
+    domain: aggregatetype,
     kind: json.kind,
     parent_id: optionalText(json.parent_id),
     root_id: text(json.root_id),
     source: text(json.source)
   }
   return {
-    event_offset: 0,
-    id: text(json.id),
+    ...common,
     type: json.event_type,
-    domain: identity.domain,
-    unit_name: identity.unit_name,
+    aggregateid: identity.correlation_id,
     correlation_id: identity.correlation_id,
     lifecycle: 1,
-    occurred_at: millis(json.timestamp, now),
-    body: JSON.stringify(json),
     execution: executionOf(json, identity)
   }
 }
@@ -192,13 +219,14 @@ const identityColumns = ["correlation_id", "unit_name", "domain", "kind", "paren
 export const eventColumns = [
   "event_offset",
   "id",
+  "aggregatetype",
+  "aggregateid",
   "type",
-  "domain",
+  "payload",
   "unit_name",
   "correlation_id",
   "lifecycle",
-  "occurred_at",
-  "body"
+  "occurred_at"
 ] as const
 
 /** @internal */
@@ -220,11 +248,27 @@ export const endedColumns = [
   "error"
 ] as const
 
+/**
+ * Which columns hold integers; the others hold texts.
+ *
+ * @internal
+ */
+export const integerColumns: ReadonlySet<string> = new Set([
+  "event_offset",
+  "lifecycle",
+  "occurred_at",
+  "started_offset",
+  "started_at",
+  "ended_offset",
+  "first_offset",
+  "ended_at",
+  "duration_ms"
+])
+
 /** @internal */
 export interface RunningRow extends Identity {
   readonly started_offset: number
   readonly started_at: number
-  /** The store instance whose process runs the execution; null where it is not known. */
   readonly owner: string | null
 }
 
@@ -308,7 +352,7 @@ export const unpaired = (batch: ReadonlyArray<Prepared>): ReadonlyArray<string> 
  *
  * @internal
  */
-export const plan = (batch: ReadonlyArray<Prepared>, last: number, known: Known, owner: string | null): Plan => {
+export const plan = (batch: ReadonlyArray<Prepared>, last: number, known: Known): Plan => {
   const events: Array<Prepared> = []
   const begun = new Map<string, RunningRow>()
   const ended = new Map<string, EndedRow>()
@@ -326,7 +370,7 @@ export const plan = (batch: ReadonlyArray<Prepared>, last: number, known: Known,
       if (execution._tag === "Started") {
         if (ended.has(id) || known.ended.has(id)) {
           late.push({ correlation_id: id, started_offset: next, started_at: at })
-        } else begun.set(id, { ...identity, started_offset: next, started_at: at, owner })
+        } else begun.set(id, { ...identity, started_offset: next, started_at: at, owner: event.owner })
       } else {
         if (ended.has(id) || known.ended.has(id)) {
           refused.push(event.id)

@@ -2,7 +2,9 @@
  * The tables of an event store, and how a database gets them.
  *
  * - `effect_units_events`: the log. Offsets are given by the store, under the lock of the row in `effect_units_log`: on every
- *   database an event with a smaller offset is visible no later than one with a larger offset, and there are no holes.
+ *   database an event with a smaller offset is visible no later than one with a larger offset, and there are no holes. Rows are
+ *   inserted and deleted, never updated, and have the columns that Debezium's outbox event router looks for.
+ * - `effect_units_staged`, on PostgreSQL only: events of transactions of the application, until they have their place in the log.
  * - `effect_units_running`: one row per execution that has begun and not ended; small, whatever the size of the log.
  * - `effect_units_executions`: one row per execution that has ended, written once. Every index begins with the outcome, so that
  *   each query over executions is a bounded walk over one index per outcome.
@@ -22,14 +24,16 @@ export type Migrations = Record<string, Effect.Effect<void, SqlError.SqlError, S
 /** @internal */
 export const table = "effect_units_migrations"
 
-/** Runs statements that are given the type of a numeric primary key. */
+/** Runs statements that are given the type of a numeric primary key, and those that only PostgreSQL needs. */
 const statements = (
-  texts: (key: string) => ReadonlyArray<string>
+  texts: (key: string) => ReadonlyArray<string>,
+  postgres: ReadonlyArray<string>
 ): Effect.Effect<void, SqlError.SqlError, SqlClient.SqlClient> =>
   Effect.flatMap(SqlClient.SqlClient, (sql) => {
     // INTEGER alone makes the key of a SQLite table its row number; elsewhere it is too small.
     const key = sql.onDialectOrElse({ sqlite: () => "INTEGER", orElse: () => "BIGINT" })
-    return Effect.forEach(texts(key), (text) => sql.unsafe(text).unprepared, { discard: true })
+    const all = sql.onDialectOrElse({ pg: () => [...texts(key), ...postgres], orElse: () => texts(key) })
+    return Effect.forEach(all, (text) => sql.unsafe(text).unprepared, { discard: true })
   })
 
 const identity = `
@@ -54,13 +58,14 @@ export const migrations: Migrations = {
     `CREATE TABLE effect_units_events (
       event_offset ${key} PRIMARY KEY,
       id TEXT NOT NULL,
+      aggregatetype TEXT NOT NULL,
+      aggregateid TEXT NOT NULL,
       type TEXT NOT NULL,
-      domain TEXT NOT NULL,
+      payload TEXT NOT NULL,
       unit_name TEXT,
       correlation_id TEXT,
       lifecycle INTEGER NOT NULL,
-      occurred_at BIGINT NOT NULL,
-      body TEXT NOT NULL
+      occurred_at BIGINT NOT NULL
     )`,
     "CREATE UNIQUE INDEX effect_units_events_id ON effect_units_events (id)",
     `CREATE INDEX effect_units_events_correlation ON effect_units_events (correlation_id, event_offset)
@@ -100,6 +105,14 @@ export const migrations: Migrations = {
 
     "CREATE TABLE effect_units_owners (owner TEXT PRIMARY KEY, process TEXT, lease_until BIGINT NOT NULL)",
     "CREATE TABLE effect_units_checkpoints (consumer TEXT PRIMARY KEY, last_offset BIGINT NOT NULL)"
+  ], [
+    // No cache, so that of two transactions of which one follows the other the second has the larger numbers.
+    `CREATE TABLE effect_units_staged (
+      stage_id BIGINT GENERATED ALWAYS AS IDENTITY (CACHE 1) PRIMARY KEY,
+      staged_at TIMESTAMPTZ NOT NULL DEFAULT clock_timestamp(),
+      owner TEXT,
+      payload TEXT NOT NULL
+    )`
   ])
 }
 

@@ -29,9 +29,9 @@ const connect = (filename: string) =>
 
 /** The events of a file, read by a connection of their own. */
 const stored = (db: DatabaseSync) =>
-  db.prepare("SELECT body FROM effect_units_events ORDER BY event_offset").all().map((row) =>
+  db.prepare("SELECT payload FROM effect_units_events ORDER BY event_offset").all().map((row) =>
     // The store's own rows: what it wrote is what these tests look at.
-    JSON.parse(String(row["body"])) as EventPublisher.Event
+    JSON.parse(String(row["payload"])) as EventPublisher.Event
   )
 
 const says = (events: ReadonlyArray<EventPublisher.Event>) =>

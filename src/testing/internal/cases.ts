@@ -875,6 +875,7 @@ const races: CaseDefinition = {
       { concurrency: "unbounded", discard: true }
     )
     yield* expect(kit, steady, events, false)
+    yield* stuck.until((all) => all.length > 0, () => "no event came to a subscriber that acknowledges none")
     yield* kit.check(
       stuck.deliveries.length === 1,
       () => `${stuck.deliveries.length} events came to a subscriber that acknowledges none`

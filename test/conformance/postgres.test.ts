@@ -1,0 +1,34 @@
+import * as vitest from "@effect/vitest"
+import { Layer, Redacted } from "effect"
+import * as Postgres from "../../src/publishers/Postgres.ts"
+import { type Promises, publisherSuite } from "../../src/testing/index.ts"
+import { dropSchema } from "../fixtures/postgres.ts"
+import { withServer } from "../servers.ts"
+
+const promises: Promises = {
+  durable: true,
+  ordered: "global",
+  groups: false,
+  replay: true,
+  dedup: "forever",
+  transactional: false,
+  newSubscriberSeesOld: true,
+  maxPayloadBytes: Infinity
+}
+
+await withServer("PostgreSQL", "PostgreSQL on a server that stays", (url) => {
+  for (const policy of ["open", "closed", "transactional"] as const) {
+    const schemaOf = (topic: string) => `conformance_${policy}_${topic}`
+    publisherSuite({
+      vitest,
+      name: `PostgreSQL, ${policy}`,
+      layer: (topic) =>
+        Layer.provideMerge(
+          Postgres.layerSubscriber(),
+          Postgres.layer({ url: Redacted.make(url), schema: schemaOf(topic), policy })
+        ),
+      promises: { ...promises, transactional: policy === "transactional" },
+      cleanup: (topic) => dropSchema(url, schemaOf(topic))
+    })
+  }
+})
