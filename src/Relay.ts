@@ -401,7 +401,7 @@ export const make = Effect.fnUntraced(function*<E, R>(
     // By the database, which can also copy what this program cannot read.
     yield* sql`INSERT INTO effect_units_relay_parked (relay, event_offset, error, parked_at, body)
       SELECT CAST(${name} AS TEXT), event_offset, CAST(${error.toWellFormed().replaceAll("\0", "\ufffd")} AS TEXT),
-        CAST(${clock.currentTimeMillisUnsafe()} AS BIGINT), body
+        CAST(${clock.currentTimeMillisUnsafe()} AS BIGINT), payload
       FROM effect_units_events WHERE event_offset = ${offset}
       ON CONFLICT DO NOTHING`
     return true
