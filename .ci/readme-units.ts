@@ -9,7 +9,8 @@ const needs: Record<string, string> = {
   model:
     "a SQL database for the register, the file system, and for pulls HTTP access to HuggingFace, ModelScope or an Ollama server",
   device:
-    "child processes and the file system; for GPUs NVIDIA's driver with `nvidia-smi`, without which the processor is the one device"
+    "child processes and the file system; for GPUs NVIDIA's driver with `nvidia-smi`, without which the processor is the one device",
+  resource: "a SQL database for the ledger, and `/proc` and the control groups where it runs on Linux"
 }
 
 const code = (text: string): string => `\`${text}\``

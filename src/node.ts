@@ -20,6 +20,7 @@ import * as Inference from "./inference/index.ts"
 import * as Model from "./model/index.ts"
 import type * as ModelHub from "./model/ModelHub.ts"
 import type * as ModelStore from "./model/ModelStore.ts"
+import * as Resource from "./resource/index.ts"
 
 /**
  * Settings of `layerEmbedded`.
@@ -47,8 +48,8 @@ export interface Options {
  * **Details**
  *
  * Records are in `units.db`, a SQLite file; the files of pulled models are in `models`. Building it fails with `SqliteError` where the
- * file cannot be used, `ModelStoreError` where its tables cannot be made, `PlatformError` where the folder cannot be made, `ConfigError` where the environment cannot be
- * read.
+ * file cannot be used, `ModelStoreError` or `ResourceLedgerError` where its tables cannot be made, `PlatformError` where the folder
+ * cannot be made, `ConfigError` where the environment cannot be read. Slots have parts of the GPUs that the device domain finds.
  *
  * @category layers
  * @since 0.1.0
@@ -59,10 +60,15 @@ export const layerEmbedded = (options: Options): Layer.Layer<
   | Device.Devices
   | Inference.Router
   | Inference.Endpoints
+  | Resource.ResourceLedger
   | SqlClient.SqlClient
   | HttpClient.HttpClient
   | NodeServices.NodeServices,
-  Sqlite.SqliteError | ModelStore.ModelStoreError | PlatformError.PlatformError | Config.ConfigError
+  | Sqlite.SqliteError
+  | ModelStore.ModelStoreError
+  | Resource.ResourceLedgerError
+  | PlatformError.PlatformError
+  | Config.ConfigError
 > =>
   Layer.unwrap(Effect.gen(function*() {
     const fs = yield* FileSystem.FileSystem
@@ -76,7 +82,12 @@ export const layerEmbedded = (options: Options): Layer.Layer<
       : Model.layer({ ...models, hubs: options.hubs })
     const device = options.device === undefined ? Device.layerConfig() : Device.layer(options.device)
     const inference = options.endpoints === undefined ? Inference.layerConfig() : Inference.layer(options.endpoints)
-    return Layer.merge(Layer.provideMerge(inference, model).pipe(Layer.provideMerge(sqlite)), device)
+    const resource = Resource.layerConfig({ directory })
+    return Layer.merge(inference, resource).pipe(
+      Layer.provideMerge(model),
+      Layer.provideMerge(sqlite),
+      Layer.merge(Layer.provideMerge(Resource.layerDevices, device))
+    )
   })).pipe(
     Layer.provideMerge(Layer.merge(NodeHttpClient.layerUndici, NodeServices.layer))
   )

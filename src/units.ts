@@ -7,6 +7,7 @@ import * as Catalog from "./Catalog.ts"
 import * as Device from "./device/index.ts"
 import * as Inference from "./inference/index.ts"
 import * as Model from "./model/index.ts"
+import * as Resource from "./resource/index.ts"
 
 /**
  * Every unit, by domain: commands first, then queries.
@@ -29,5 +30,12 @@ export const catalog = Catalog.make(
   Device.info,
   Device.metrics,
   Device.health,
-  Inference.chat
+  Inference.chat,
+  Resource.allocate,
+  Resource.release,
+  Resource.updateSlot,
+  Resource.status,
+  Resource.budget,
+  Resource.allocations,
+  Resource.canAllocate
 )

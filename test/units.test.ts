@@ -7,9 +7,10 @@ import { deviceLives } from "./device/lives.ts"
 import { inferenceLives } from "./inference/lives.ts"
 import { declaredFailures, gaps, type Life, type Observed } from "./lives.ts"
 import { modelLives } from "./model/lives.ts"
+import { resourceLives } from "./resource/lives.ts"
 
 /** Every domain adds its own. */
-const lives: ReadonlyArray<Life> = [...modelLives, ...deviceLives, ...inferenceLives]
+const lives: ReadonlyArray<Life> = [...modelLives, ...deviceLives, ...inferenceLives, ...resourceLives]
 
 const nameOf = ({ end }: Life): string =>
   end === "completed" ? "completes" : end === "interrupted" ? "is interrupted" : `fails with ${end.tag}`
