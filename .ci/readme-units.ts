@@ -2,7 +2,7 @@
  * Writes the section of README.md that lists the units, from the catalog itself. `--check` only looks, and fails where it is not current.
  */
 import * as fs from "node:fs"
-import { catalog } from "../src/units.ts"
+import { catalog, streams } from "../src/units.ts"
 
 const needs: Record<string, string> = {
   inference: "endpoints that serve models, which speak the OpenAI protocol or are Ollama, and the register of models",
@@ -13,17 +13,19 @@ const needs: Record<string, string> = {
   resource: "a SQL database for the ledger, and `/proc` and the control groups where it runs on Linux"
 }
 
+const all = [...catalog.units, ...streams.units]
+
 const code = (text: string): string => `\`${text}\``
 
 const codeOf = (failure: { readonly prototype: { readonly code: string } }): string => failure.prototype.code
 
-const failures = (unit: (typeof catalog.units)[number]): string =>
+const failures = (unit: (typeof all)[number]): string =>
   unit.error.members.map((member) => `${code(member.fields._tag.schema.literal)} ${codeOf(member)}`).filter((failure) =>
     !failure.includes("InvalidInput")
   ).join(", ")
 
 const section = catalog.domains.map((domain) => {
-  const units = catalog.units.filter((unit) => unit.domain === domain)
+  const units = all.filter((unit) => unit.domain === domain)
   return [
     `### ${domain}`,
     "",
@@ -33,7 +35,11 @@ const section = catalog.domains.map((domain) => {
     "",
     "| unit | kind | what it does | failures besides `InvalidInput` |",
     "| --- | --- | --- | --- |",
-    ...units.map((unit) => `| ${code(unit.name)} | ${unit.kind} | ${unit.description} | ${failures(unit)} |`)
+    ...units.map((unit) =>
+      `| ${code(unit.name)} | ${unit.chunk === undefined ? unit.kind : "stream"} | ${unit.description} | ${
+        failures(unit)
+      } |`
+    )
   ].join("\n")
 }).join("\n\n")
 

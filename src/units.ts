@@ -31,6 +31,9 @@ export const catalog = Catalog.make(
   Device.metrics,
   Device.health,
   Inference.chat,
+  Inference.complete,
+  Inference.embed,
+  Inference.models,
   Resource.allocate,
   Resource.release,
   Resource.updateSlot,
@@ -39,3 +42,11 @@ export const catalog = Catalog.make(
   Resource.allocations,
   Resource.canAllocate
 )
+
+/**
+ * The units that give their answer bit by bit. Each is a variant of one of the catalog, with the same input.
+ *
+ * @category catalog
+ * @since 0.1.0
+ */
+export const streams = Catalog.make(Inference.chatStream, Inference.completeStream)

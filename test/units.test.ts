@@ -2,7 +2,7 @@ import { assert, describe, it } from "@effect/vitest"
 import { Cause, Effect, Exit, Schema } from "effect"
 import * as ExecutionEvent from "../src/ExecutionEvent.ts"
 import type * as UnitError from "../src/UnitError.ts"
-import { catalog } from "../src/units.ts"
+import { catalog, streams } from "../src/units.ts"
 import { deviceLives } from "./device/lives.ts"
 import { inferenceLives } from "./inference/lives.ts"
 import { declaredFailures, gaps, type Life, type Observed } from "./lives.ts"
@@ -12,17 +12,22 @@ import { resourceLives } from "./resource/lives.ts"
 /** Every domain adds its own. */
 const lives: ReadonlyArray<Life> = [...modelLives, ...deviceLives, ...inferenceLives, ...resourceLives]
 
+const units = [...catalog.units, ...streams.units]
+
 const nameOf = ({ end }: Life): string =>
   end === "completed" ? "completes" : end === "interrupted" ? "is interrupted" : `fails with ${end.tag}`
 
 describe("the catalog", () => {
   it("has units of which each end is shown", () => {
-    assert.deepStrictEqual(gaps(catalog.units, lives), [])
-    assert.deepStrictEqual(lives.filter(({ unit }) => catalog.get(unit.name) !== unit), [])
+    assert.deepStrictEqual(gaps(units, lives), [])
+    assert.deepStrictEqual(
+      lives.filter(({ unit: { name }, unit }) => (catalog.get(name) ?? streams.get(name)) !== unit),
+      []
+    )
   })
 
   it("would miss an end that is not shown", () => {
-    const [unit, ...others] = catalog.units
+    const [unit, ...others] = units
     for (const end of ["completed", "interrupted", ...declaredFailures(unit!)]) {
       const without = lives.filter((life) =>
         life.unit !== unit || (life.end !== end && (life.end as { tag?: string }).tag !== end)
@@ -62,7 +67,7 @@ const assertNoSecrets = ({ secrets, sinks }: Observed) => {
   assert.deepStrictEqual(secrets.filter((secret) => sinks.includes(secret)), [])
 }
 
-for (const unit of catalog.units) {
+for (const unit of units) {
   describe(unit.name, () => {
     for (const life of lives.filter((life) => life.unit === unit)) {
       it.effect(nameOf(life), () =>

@@ -61,7 +61,7 @@ export type Failure = InferenceFailure | InternalError
  * - `InferenceEngineError`, `InferenceTimeout`, `InferenceRateLimited`: as the backend failed.
  * - `InternalError`: the register of models, or the list of endpoints, cannot be read.
  *
- * `served` asks all endpoints for their models; those that do not answer are left out.
+ * `served` asks all endpoints for their models; those that do not answer are left out, and those without a list have what was declared.
  *
  * @category services
  * @since 0.1.0
@@ -108,6 +108,10 @@ const concurrency = 16
 /** What is known of an endpoint belongs to one life of it. */
 const keyOf = ({ address, name }: Endpoint): string => `${name}\n${address}`
 
+/** What an endpoint is said to serve, with what it tells of that itself; without a word on it, all that it lists. */
+const declared = ({ models }: Endpoint, listed: ReadonlyArray<ListedModel>): ReadonlyArray<ListedModel> =>
+  models?.map((id) => listed.find((model) => model.id === id) ?? { id }) ?? listed
+
 const make = Effect.fnUntraced(function*(options: Options) {
   const endpoints = yield* Endpoints
   const store = yield* ModelStore
@@ -143,7 +147,7 @@ const make = Effect.fnUntraced(function*(options: Options) {
 
   /** The models of an endpoint, by what is remembered where that will do. */
   const modelsOf = Effect.fnUntraced(function*(endpoint: Endpoint, fresh: boolean) {
-    if (endpoint.models !== undefined) return endpoint.models.map((id): ListedModel => ({ id }))
+    if (endpoint.models !== undefined) return declared(endpoint, [])
     const known = lists.get(keyOf(endpoint))
     const now = yield* Clock.currentTimeMillis
     if (!fresh && known !== undefined && known.until > now) return known.models

@@ -39,6 +39,22 @@ export const isOneOf = (names: ReadonlyArray<string>): (id: string) => boolean =
   return (id) => known.has(normal(id))
 }
 
+/**
+ * Finds the registered model that an id stands for, by the same rules. Of several, the one that was registered first.
+ *
+ * @category conversions
+ * @since 0.1.0
+ */
+export const finder = (models: ReadonlyArray<StoredModel>): (id: string) => StoredModel | undefined => {
+  const byName = new Map<string, StoredModel>()
+  for (const model of models) {
+    for (const name of namesOf(model)) {
+      if (!byName.has(normal(name))) byName.set(normal(name), model)
+    }
+  }
+  return (id) => byName.get(normal(id))
+}
+
 /** Words in the names of models that tell what they do, by the names that are usual on the hubs. The first that fits counts. */
 const words: ReadonlyArray<readonly [RegExp, ModelType]> = [
   [/rerank/, "rerank"],

@@ -24,11 +24,13 @@ import * as Router from "./Router.ts"
 
 export type { Backend } from "./Backend.ts"
 export * from "./BackendReason.ts"
-export { chat } from "./Commands.ts"
+export { chat, complete, embed } from "./Commands.ts"
 export { type Endpoint, type EndpointOptions, Endpoints, EndpointsError } from "./Endpoints.ts"
 export * from "./Errors.ts"
 export * from "./Inference.ts"
+export { models } from "./Queries.ts"
 export { Router } from "./Router.ts"
+export { chatStream, completeStream } from "./Streams.ts"
 
 /**
  * Layer of all that the units of this domain need, for a fixed list of endpoints.

@@ -45,13 +45,48 @@ const interrupted = <I>(path: string, input: I) => ({
   meanwhile: waiting
 })
 
+/** An answer that comes to a halt in the middle. */
+const stalled = <I>(path: string, input: I) => faulty(path, { kind: "stall", after: 250 }, input)
+
 const messages = [{ role: "user", content: "one two three" }] as const
 const chat = { model: "embed-4", messages } as const
+const complete = { model: "embed-4", prompt: "one two three" }
+const embed = { model: "embed-4", input: "one two" }
 
 export const inferenceLives = [
   ...lives(Inference.chat, {
     completed: { given: Effect.succeed({ model: "Echo", messages, max_tokens: 2 }) },
     failures: failures("/v1/chat/completions", chat, { ...chat, model: "" }),
     interrupted: interrupted("/v1/chat/completions", chat)
+  }),
+  ...lives(Inference.complete, {
+    completed: { given: Effect.succeed({ model: "Echo", prompt: "one two three", stop: ["three"] }) },
+    failures: failures("/v1/completions", complete, { ...complete, prompt: "" }),
+    interrupted: interrupted("/v1/completions", complete)
+  }),
+  ...lives(Inference.embed, {
+    completed: { given: Effect.succeed({ model: "Echo", input: ["one two", "three"] } as const) },
+    failures: failures("/v1/embeddings", embed, { ...embed, input: "" }),
+    interrupted: interrupted("/v1/embeddings", embed)
+  }),
+  ...lives(Inference.models, {
+    completed: { given: Effect.succeed({ type: "llm" } as const) },
+    failures: {
+      InternalError: { given: Effect.as(breakRegister, {}) },
+      // An input that its own type forbids, as a caller over a wire can send it.
+      InvalidInput: { given: Effect.succeed({ type: "none" } as never) }
+    },
+    interrupted: interrupted("/v1/models", {})
+  }),
+  ...lives(Inference.chatStream, {
+    completed: { given: Effect.succeed({ model: "Echo", messages, max_tokens: 2 }) },
+    // Nothing to answer, which the type of the input forbids.
+    failures: failures("/v1/chat/completions", chat, { ...chat, messages: [] as never }),
+    interrupted: { ...interrupted("/v1/chat/completions", chat), given: stalled("/v1/chat/completions", chat) }
+  }),
+  ...lives(Inference.completeStream, {
+    completed: { given: Effect.succeed(complete) },
+    failures: failures("/v1/completions", complete, { ...complete, prompt: "" }),
+    interrupted: { ...interrupted("/v1/completions", complete), given: stalled("/v1/completions", complete) }
   })
 ]

@@ -5,7 +5,7 @@
  */
 import * as Schema from "effect/Schema"
 import type { ChatRequest, CompleteRequest } from "../Backend.ts"
-import { FinishReason, Message, Usage } from "../Inference.ts"
+import { FinishReason, Message, type StreamChunk, Usage } from "../Inference.ts"
 
 const between = (minimum: number, maximum: number) =>
   Schema.optionalKey(Schema.Finite.check(Schema.isBetween({ minimum, maximum })))
@@ -60,3 +60,18 @@ export const completeRequest = (
   { stream: _stream, ...request }: typeof CompleteInput.Type,
   model: string
 ): CompleteRequest => ({ ...request, model })
+
+/**
+ * What a streamed answer comes to, as its completed event tells it. Longer texts are left out, so that memory stays flat; whoever takes
+ * the chunks has them.
+ *
+ * @internal
+ */
+export const streamedText = Schema.optionalKey(Schema.String)
+
+/** Characters. As many as an event shows of one field. */
+const maxText = 64 * 1024
+
+/** @internal */
+export const appended = (text: string | undefined, { data }: StreamChunk): string | undefined =>
+  text === undefined || text.length + data.length > maxText ? undefined : text + data
