@@ -76,9 +76,21 @@ export const withServer = async (server: Server, title: string, define: (url: st
   suite(title, missing, `${install}; or set ${variable}`, () => define(url))
 }
 
+const programs = {
+  NATS: known.NATS,
+  Redis: known.Redis,
+  Docker: { program: "dockerd", install: "apt-get install docker.io busybox-static, and run as root" },
+  busybox: { program: "busybox", install: "apt-get install busybox-static" }
+} as const satisfies Record<string, Pick<Known, "program" | "install">>
+
+const lacking = (server: keyof typeof programs): string | undefined => {
+  const { program } = programs[server]
+  if (spawnSync(program, ["--version"]).error !== undefined) return `${program} is not installed`
+  // An engine mounts file systems.
+  return server === "Docker" && process.getuid?.() !== 0 ? "this user is not root" : undefined
+}
+
 /** A suite that starts servers of its own, from the installed program. */
-export const withProgram = (server: "NATS" | "Redis", title: string, define: () => void): void => {
-  const { install, program } = known[server]
-  const missing = spawnSync(program, ["--version"]).error === undefined ? undefined : `${program} is not installed`
-  suite(title, missing, install, define)
+export const withProgram = (server: keyof typeof programs, title: string, define: () => void): void => {
+  suite(title, lacking(server), programs[server].install, define)
 }
