@@ -151,6 +151,9 @@ const targetOf = (device_id: string): string | undefined => {
   return isUuid || isBusId ? device_id : undefined
 }
 
+const isNamed = (target: string) => ({ busId, index, uuid }: Gpu): boolean =>
+  [String(index), uuid, busId].some((name) => name?.toLowerCase() === target.toLowerCase())
+
 const isCpu = (device_id: string): boolean => /^cpu(?:-0)?$/i.test(device_id)
 
 const unreachable = (device_id: string, error: NvidiaSmiError | HostError): DeviceUnreachable =>
@@ -187,6 +190,8 @@ const make = Effect.fnUntraced(function*({ thresholds = { temperature: 90, memor
 
   /** The last list of GPUs that there was, and when, in milliseconds. */
   let last: { readonly at: number; readonly gpus: ReadonlyArray<Gpu> } | undefined
+  /** Each GPU that was there, by its identity, and has not been taken away since. */
+  const known = new Map<string, Gpu>()
   /** What was in the log last, which need not be there again before it changes. */
   let warned = ""
   const seen = new Set<string>()
@@ -202,6 +207,7 @@ const make = Effect.fnUntraced(function*({ thresholds = { temperature: 90, memor
       () => Effect.succeed<ReadonlyArray<Gpu>>([])
     )
     last = { at: yield* Clock.currentTimeMillis, gpus }
+    for (const gpu of gpus) known.set(identityOf(gpu), gpu)
     return gpus
   })
 
@@ -346,14 +352,11 @@ const make = Effect.fnUntraced(function*({ thresholds = { temperature: 90, memor
     ({ total, used }) => HealthRules.ofCpu({ memory_total: total, memory_used: used })
   )
 
-  /** A GPU that was there, by the id that it had. */
+  /** The id that a GPU had when it was there. */
   const knownId = (target: string): DeviceId | undefined => {
-    const known = last?.gpus.find(({ busId, index, uuid }) =>
-      [String(index), uuid, busId].some((name) => name?.toLowerCase() === target.toLowerCase())
-    )
-    return known === undefined
-      ? /^\d+$/.test(target) ? DeviceId.make(`gpu-${target}`) : undefined
-      : idOf(known)
+    const gpu = [...known.values()].find(isNamed(target))
+    if (gpu !== undefined) return idOf(gpu)
+    return /^\d+$/.test(target) ? DeviceId.make(`gpu-${target}`) : undefined
   }
 
   const checkGpu = Effect.fnUntraced(function*(device_id: string) {
@@ -369,29 +372,37 @@ const make = Effect.fnUntraced(function*({ thresholds = { temperature: 90, memor
     return noteStatus(id, health)
   })
 
-  const checkKnown = (gpu: Gpu): Effect.Effect<Checkup> =>
-    Effect.catch(
-      checkGpu(gpu.uuid ?? idOf(gpu)),
-      (error) => Effect.sync(() => noteStatus(idOf(gpu), HealthRules.unknown(error.message)))
-    )
+  /** A GPU that is not in the list: the driver may have more to say of it alone. One that was taken away is no device any more. */
+  const checkMissing = (gpu: Gpu): Effect.Effect<ReadonlyArray<Checkup>> =>
+    Effect.matchEffect(checkGpu(gpu.uuid ?? idOf(gpu)), {
+      onSuccess: (checkup) => Effect.succeed([checkup]),
+      onFailure: (error) =>
+        Effect.sync(() => {
+          if (error._tag === "DeviceUnreachable") return [noteStatus(idOf(gpu), HealthRules.unknown(error.message))]
+          known.delete(identityOf(gpu))
+          return []
+        })
+    })
 
   const checkGpus: Effect.Effect<ReadonlyArray<Checkup>> = Effect.gen(function*() {
-    const known = last?.gpus ?? []
     const found = yield* Effect.result(lookForGpus)
-    if (Result.isSuccess(found)) {
-      return yield* Effect.forEach(found.success, (gpu) =>
-        Effect.map(
-          Effect.catch(healthOfGpu(gpu), (error) => Effect.succeed(HealthRules.unknown(error.message))),
-          (health) => noteStatus(idOf(gpu), health)
-        ))
+    const listed = Result.getOrElse(found, () => [])
+    const identities = new Set(listed.map(identityOf))
+    const missing = [...known.values()].filter((gpu) => !identities.has(identityOf(gpu)))
+    if (Result.isFailure(found)) {
+      const why = HealthRules.unknown(found.failure.message)
+      // Which GPUs there are cannot be told, but that there is one to look after can.
+      if (missing.length === 0) return [noteStatus(DeviceId.make("gpu-0"), why)]
+      // Each of them would take as long.
+      if (found.failure.reason._tag === "TimedOut") return missing.map((gpu) => noteStatus(idOf(gpu), why))
     }
-    const why = HealthRules.unknown(found.failure.message)
-    // Which GPUs there are cannot be told, but that there is one to look after can.
-    if (known.length === 0) return [noteStatus(DeviceId.make("gpu-0"), why)]
-    // One that is lost can keep the program from telling of the others.
-    return found.failure.reason._tag === "TimedOut"
-      ? known.map((gpu) => noteStatus(idOf(gpu), why))
-      : yield* Effect.forEach(known, checkKnown)
+    const checkups = yield* Effect.forEach(listed, (gpu) =>
+      Effect.map(
+        Effect.catch(healthOfGpu(gpu), (error) => Effect.succeed(HealthRules.unknown(error.message))),
+        (health) => noteStatus(idOf(gpu), health)
+      ))
+    const others = yield* Effect.forEach(missing, checkMissing)
+    return [...checkups, ...others.flat()]
   })
 
   const lockOf = (gpu: Gpu): Semaphore.Semaphore => {
@@ -412,14 +423,12 @@ const make = Effect.fnUntraced(function*({ thresholds = { temperature: 90, memor
     list: describeAll(recentGpus),
     get: Effect.fnUntraced(function*(device_id) {
       if (isCpu(device_id)) return yield* Effect.mapError(describeCpu, (error) => unreachable(cpuId, error))
-      const target = targetOf(device_id)?.toLowerCase()
+      const target = targetOf(device_id)
       const now = yield* Clock.currentTimeMillis
-      const known = last !== undefined && now - last.at < infoMillis
-        ? last.gpus.find(({ busId, index, lost, uuid }) =>
-          !lost && [String(index), uuid, busId].some((name) => name?.toLowerCase() === target)
-        )
+      const recent = last !== undefined && now - last.at < infoMillis
+        ? last.gpus.filter(({ lost }) => !lost).find(isNamed(target ?? ""))
         : undefined
-      const found = known ?? (yield* present(device_id))
+      const found = recent ?? (yield* present(device_id))
       return yield* Effect.mapError(describeGpu(found), (error) => unreachable(device_id, error))
     }),
     read: Effect.fnUntraced(function*(device_id) {
