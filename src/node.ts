@@ -13,10 +13,12 @@ import * as Layer from "effect/Layer"
 import * as Path from "effect/Path"
 import type * as PlatformError from "effect/PlatformError"
 import type * as SqlClient from "effect/sql/SqlClient"
+import * as LlamaCpp from "./backends/LlamaCpp.ts"
 import * as Sqlite from "./backends/Sqlite.ts"
 import * as Device from "./device/index.ts"
-import type * as Endpoints from "./inference/Endpoints.ts"
+import * as Endpoints from "./inference/Endpoints.ts"
 import * as Inference from "./inference/index.ts"
+import * as Router from "./inference/Router.ts"
 import * as Model from "./model/index.ts"
 import type * as ModelHub from "./model/ModelHub.ts"
 import type * as ModelStore from "./model/ModelStore.ts"
@@ -40,6 +42,8 @@ export interface Options {
   readonly device?: Device.Options | undefined
   /** The endpoints that serve models. Default: as the environment says; see `Inference.layerConfig`. */
   readonly endpoints?: ReadonlyArray<Endpoints.EndpointOptions> | undefined
+  /** How models run in this process that nothing else serves, where `node-llama-cpp` is installed. */
+  readonly llama?: LlamaCpp.Options | undefined
 }
 
 /**
@@ -81,7 +85,14 @@ export const layerEmbedded = (options: Options): Layer.Layer<
       ? Model.layerConfig(models)
       : Model.layer({ ...models, hubs: options.hubs })
     const device = options.device === undefined ? Device.layerConfig() : Device.layer(options.device)
-    const inference = options.endpoints === undefined ? Inference.layerConfig() : Inference.layer(options.endpoints)
+    const endpoints = Endpoints.combine<
+      Config.ConfigError,
+      HttpClient.HttpClient | LlamaCpp.LlamaCpp | ModelStore.ModelStore
+    >(
+      options.endpoints === undefined ? Endpoints.layerConfig() : Endpoints.layer(options.endpoints),
+      Inference.layerInProcess
+    )
+    const inference = Layer.provideMerge(Router.layer(), endpoints).pipe(Layer.provide(LlamaCpp.layer(options.llama)))
     const resource = Resource.layerConfig({ directory })
     return Layer.merge(inference, resource).pipe(
       Layer.provideMerge(model),

@@ -28,6 +28,7 @@ import * as OpenAi from "./OpenAi.ts"
  * - `address` tells one life of the endpoint from the next: what is known of it is forgotten when it has another one.
  * - `models` are ids that it serves. Without them it is asked.
  * - `modelId` is the id of the registered model that it was started for, whatever the endpoint itself calls it.
+ * - `isLastResort` is true of one that is asked only where no other one serves a model.
  *
  * @category models
  * @since 0.1.0
@@ -39,6 +40,7 @@ export interface Endpoint {
   readonly backend: Backend
   readonly models?: ReadonlyArray<string> | undefined
   readonly modelId?: string | undefined
+  readonly isLastResort?: boolean | undefined
 }
 
 /**

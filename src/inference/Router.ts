@@ -210,9 +210,11 @@ const make = Effect.fnUntraced(function*(options: Options) {
     const [oldest] = turns.keys()
     if (turns.size > capacity && oldest !== undefined) turns.delete(oldest)
     const reachable = replicas.filter(({ endpoint }) => (avoided.get(keyOf(endpoint)) ?? 0) <= now)
+    const equal = reachable.filter(({ endpoint }) => endpoint.isLastResort !== true)
+    const lastResorts = reachable.filter((replica) => !equal.includes(replica))
     const rest = replicas.filter((replica) => !reachable.includes(replica))
-    const first = reachable.length === 0 ? 0 : turn % reachable.length
-    return [...reachable.slice(first), ...reachable.slice(0, first), ...rest]
+    const first = equal.length === 0 ? 0 : turn % equal.length
+    return [...equal.slice(first), ...equal.slice(0, first), ...lastResorts, ...rest]
   })
 
   /** The first replica that has the operation. */
