@@ -1,5 +1,6 @@
 /**
- * Writes the section of README.md that lists the units, from the catalog itself. `--check` only looks, and fails where it is not current.
+ * Writes the section of README.md on the domains: what each needs, an example, and its units, from the catalog itself. Examples are the
+ * files in examples/domains, which the compiler checks. `--check` only looks, and fails where it is not current.
  */
 import * as fs from "node:fs"
 import { catalog, streams } from "../src/units.ts"
@@ -24,14 +25,30 @@ const failures = (unit: (typeof all)[number]): string =>
     !failure.includes("InvalidInput")
   ).join(", ")
 
+const importLine = (domain: string): string =>
+  `import * as ${domain.charAt(0).toUpperCase()}${domain.slice(1)} from "effect-units/${domain}"`
+
+/** The domain's example as an application writes it; without one, the line that imports the domain. */
+const example = (domain: string): string => {
+  const file = `examples/domains/${domain}.ts`
+  const source = fs.existsSync(file) ? fs.readFileSync(file, "utf8") : importLine(domain)
+  return source.trim()
+    .replaceAll(
+      /"\.\.\/\.\.\/src\/(?:(.+)\/)?index\.ts"/g,
+      (_, subpath?: string) => subpath === undefined ? "\"effect-units\"" : `"effect-units/${subpath}"`
+    )
+}
+
 const section = catalog.domains.map((domain) => {
   const units = all.filter((unit) => unit.domain === domain)
   return [
     `### ${domain}`,
     "",
-    `\`import * as ${domain.charAt(0).toUpperCase()}${domain.slice(1)} from "effect-units/${domain}"\`. Needs ${
-      needs[domain] ?? "nothing"
-    }.`,
+    `Needs ${needs[domain] ?? "nothing"}.`,
+    "",
+    "```ts",
+    example(domain),
+    "```",
     "",
     "| unit | kind | what it does | failures besides `InvalidInput` |",
     "| --- | --- | --- | --- |",
