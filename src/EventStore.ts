@@ -17,6 +17,7 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
+import * as Metric from "effect/Metric"
 import * as Option from "effect/Option"
 import * as Predicate from "effect/Predicate"
 import * as PubSub from "effect/PubSub"
@@ -30,14 +31,19 @@ import * as SqlError from "effect/sql/SqlError"
 import type * as Statement from "effect/sql/Statement"
 import * as Stream from "effect/Stream"
 import * as Sqlite from "./backends/Sqlite.ts"
+import type { ConsumerGroups } from "./ConsumerGroups.ts"
 import * as DomainEvent from "./DomainEvent.ts"
 import type { Event } from "./EventPublisher.ts"
 import { EventSubscriber } from "./EventSubscriber.ts"
 import * as ExecutionEvent from "./ExecutionEvent.ts"
 import * as Rows from "./internal/eventRows.ts"
 import * as Migrations from "./internal/eventStoreMigrations.ts"
+import * as GroupMember from "./internal/groupMember.ts"
+import * as Groups from "./internal/groups.ts"
 import { uuidV7 } from "./internal/ids.ts"
+import * as Metrics from "./internal/metrics.ts"
 import * as ProcessIdentity from "./internal/processIdentity.ts"
+import * as Pruning from "./internal/pruning.ts"
 import * as StoreSubscriber from "./internal/storeSubscriber.ts"
 
 /**
@@ -165,6 +171,8 @@ export interface PruneOptions {
   readonly keep?: number | undefined
   /** How many events one transaction looks at. Default 500. */
   readonly batch?: number | undefined
+  /** Whether events go that a group has not acknowledged, parked ones included. Default `false`. */
+  readonly unacknowledged?: boolean | undefined
 }
 
 /**
@@ -176,6 +184,11 @@ export interface PruneOptions {
 export interface Pruned {
   readonly events: number
   readonly executions: number
+  /**
+   * The group that has come least far, where events would have gone that it has not seen. Where nobody reads for it any more, remove it
+   * with `groups.remove`.
+   */
+  readonly waiting_for?: string
 }
 
 const SqlCause = { cause: Schema.Defect() }
@@ -367,16 +380,18 @@ export interface Store {
   readonly execution: (correlationId: string) => Effect.Effect<Option.Option<ExecutionDetail>, EventStoreError>
 
   /**
-   * Deletes old events, from the oldest on, in small transactions, and the records of executions whose terminal event went.
+   * Deletes old events, from the oldest on, in small transactions, and the records of executions whose terminal event went. Between
+   * transactions it rests for as long as the last one took, so that others get at least half of the database.
    *
    * **Details**
    *
-   * The started event of an execution that still runs stays. By age it stops at the first batch that holds nothing old enough,
+   * The started event of an execution that still runs stays, and so does what a group has not seen, not acknowledged, or parked, unless
+   * `unacknowledged` is set; of a parked event that is deleted its error stays. By age it stops at the first batch that holds nothing old enough,
    * so an old event that arrived late goes together with those around it. Space is used again; the file does not shrink.
    *
    * **Gotchas**
    *
-   * Checkpoints are not looked at: a consumer that is behind what is pruned never sees it.
+   * Checkpoints are not looked at: a reader that is behind what is pruned never sees it.
    */
   readonly prune: (options: PruneOptions) => Effect.Effect<Pruned, EventStoreError>
 
@@ -392,8 +407,11 @@ export interface Store {
    */
   readonly closeAbandoned: Effect.Effect<number, EventStoreError>
 
-  /** The offset that a consumer saved last; 0 where it never did. */
-  readonly checkpoint: (consumer: string) => Effect.Effect<number, EventStoreError>
+  /** Who shares which events, how far each group has come, and what it gave up. */
+  readonly groups: ConsumerGroups
+
+  /** The offset that a consumer saved last. Groups keep their position by themselves. */
+  readonly checkpoint: (consumer: string) => Effect.Effect<Option.Option<number>, EventStoreError>
 
   /** Saves how far a consumer has come. Inside of `withTransaction` it commits together with what the consumer wrote. */
   readonly saveCheckpoint: (consumer: string, offset: number) => Effect.Effect<void, EventStoreError>
@@ -1100,6 +1118,33 @@ const abandoned = (row: AbandonedRow, now: number, source: string, sequence: num
   }
 }
 
+const wrapSome = <A, E, R>(
+  self: Effect.Effect<A, E | SqlError.SqlError, R>
+): Effect.Effect<A, Exclude<E, SqlError.SqlError> | EventStoreError, R> =>
+  Effect.mapError(
+    self,
+    // Safe: what is no SqlError is all that Exclude leaves.
+    (error) => SqlError.isSqlError(error) ? fromSqlError(error) : error as Exclude<E, SqlError.SqlError>
+  )
+
+const consumerGroups = (groups: Groups.Groups, members: ReturnType<typeof GroupMember.make>): ConsumerGroups => {
+  // Of what is replayed or discarded the members of this process hear at once.
+  const telling = <A, E>(self: Effect.Effect<A, E | SqlError.SqlError>) =>
+    Effect.tap(wrapSome(self), () => Effect.sync(members.tellAll))
+  return {
+    subscribe: members.subscribe,
+    list: wrap(groups.list),
+    remove: (group) => telling(groups.remove(group)),
+    parked: (options = {}) => wrap(groups.listParked(options, bounded(options.limit))),
+    get: (id) => wrapSome(groups.get(id)),
+    replay: (id) => telling(groups.replay(id)),
+    edit: (id, event) => wrapSome(groups.edit(id, event)),
+    discard: (id) => telling(groups.discard(id)),
+    replayAll: (filter) => telling(groups.replayAll(filter)),
+    discardAll: (filter) => telling(groups.discardAll(filter))
+  }
+}
+
 class Inner<E> {
   readonly error: E
   constructor(error: E) {
@@ -1172,6 +1217,10 @@ export const make: (
     const settled = Effect.contextWith((context: Context.Context<never>) =>
       placed < staged && !log.inTransaction(context) ? placeStaged : Effect.void
     )
+    /** What is staged by a process that died before it could place it, or is about to; and whether there was any. */
+    const placeAnyStaged = log.isPostgres
+      ? Effect.flatMap(log.isStaged, (found) => found ? Effect.as(placeStaged, true) : Effect.succeed(false))
+      : Effect.succeed(false)
     const reading = <A>(self: Effect.Effect<A, SqlError.SqlError>): Effect.Effect<A, EventStoreError> =>
       wrap(log.isPostgres ? Effect.andThen(settled, self) : self)
     const executions = makeExecutions(sql)
@@ -1234,10 +1283,7 @@ export const make: (
           duration: tailOptions.pollInterval ?? "1 second",
           orElse: () => Effect.void
         })
-        // Staged by a process that died before it could place it, or is about to.
-        const waitForMore = log.isPostgres
-          ? Effect.flatMap(wrap(log.isStaged), (found) => found ? wrap(placeStaged) : wait)
-          : wait
+        const waitForMore = Effect.flatMap(wrap(placeAnyStaged), (found) => found ? Effect.void : wait)
         let after = tailOptions.after ?? 0
         const pull: Effect.Effect<Arr.NonEmptyReadonlyArray<Entry>, EventStoreError> = Effect.suspend(() =>
           Effect.flatMap(wrap(log.scan(after, batchSize, tailOptions.filter)), ({ next, rows }) => {
@@ -1261,43 +1307,32 @@ export const make: (
       return Option.some({ execution: record, events: yield* toEntries(rows), children })
     })
 
-    const pruneBatch = Effect.fnUntraced(function*(after: number, size: number, before: number, upTo: number) {
-      const isOld = sql`(occurred_at < ${before} OR event_offset <= ${upTo})`
-      const [range] = yield* sql<{ last: Integer | null; old: Integer }>`
-        SELECT MAX(event_offset) AS last, COUNT(CASE WHEN ${isOld} THEN 1 END) AS old FROM (
-          SELECT event_offset, occurred_at FROM effect_units_events
-          WHERE event_offset > ${after} ORDER BY event_offset LIMIT ${size}
-        ) AS oldest`
-      if (range === undefined || range.last === null || Number(range.old) === 0) return undefined
-      const last = Number(range.last)
-      const events = yield* sql`DELETE FROM effect_units_events
-        WHERE event_offset > ${after} AND event_offset <= ${last} AND ${isOld}
-          AND event_offset NOT IN (SELECT started_offset FROM effect_units_running)
-        RETURNING event_offset`
-      const ended = yield* sql`DELETE FROM effect_units_executions
-        WHERE ended_offset > ${after} AND ended_offset <= ${last}
-          AND NOT EXISTS (SELECT 1 FROM effect_units_events WHERE event_offset = ended_offset)
-        RETURNING ended_offset`
-      return { last, events: events.length, executions: ended.length }
+    const { inTransaction, lastOffset, transact } = log
+    const prune = Pruning.make({ sql, clock, transact, lastOffset })
+    const groups = Groups.make({
+      sql,
+      clock,
+      transact,
+      lastOffset,
+      decode,
+      encode: Rows.payload,
+      filter: (wanted) => filterConditions(sql, wanted)
     })
-
-    const prune: Store["prune"] = Effect.fnUntraced(function*(pruneOptions) {
-      const { keep, olderThan } = pruneOptions
-      const before = olderThan === undefined
-        ? Number.MIN_SAFE_INTEGER
-        : clock.currentTimeMillisUnsafe() - Duration.toMillis(olderThan)
-      const upTo = keep === undefined ? 0 : (yield* reading(log.lastOffset)) - keep
-      const size = Math.max(1, Math.trunc(pruneOptions.batch ?? batchSize))
-      const total = { events: 0, executions: 0 }
-      let after = 0
-      while (true) {
-        const pruned = yield* wrap(sql.withTransaction(pruneBatch(after, size, before, upTo)))
-        if (pruned === undefined) return total
-        total.events += pruned.events
-        total.executions += pruned.executions
-        after = pruned.last
-        yield* Effect.yieldNow
-      }
+    const members = GroupMember.make({
+      groups,
+      clock,
+      transact,
+      toError: fromSqlError,
+      inTransaction,
+      afterCommit: sql.afterCommit,
+      settle: placeAnyStaged,
+      start: (from) =>
+        StoreSubscriber.start({ read, lastOffset: reading(lastOffset) }, from, reading(groups.beginning)),
+      whenAppended: (tell) =>
+        Effect.scoped(Effect.flatMap(
+          PubSub.subscribe(wakeups),
+          (wake) => Effect.forever(Effect.andThen(PubSub.take(wake), Effect.sync(tell)))
+        ))
     })
 
     const goneOwners = Effect.gen(function*() {
@@ -1388,13 +1423,14 @@ export const make: (
       lastOffset: reading(log.lastOffset),
       executions: (listOptions = {}) => reading(executions.list(listOptions)),
       execution,
-      prune,
+      prune: (pruneOptions) => reading(prune(pruneOptions)),
       closeAbandoned,
+      groups: consumerGroups(groups, members),
       checkpoint: (consumer) =>
         wrap(Effect.map(
           sql<{ last_offset: Integer }>`
             SELECT last_offset FROM effect_units_checkpoints WHERE consumer = ${Rows.text(consumer)}`,
-          ([row]) => Number(row?.last_offset ?? 0)
+          ([row]) => Option.map(Option.fromUndefinedOr(row), ({ last_offset }) => Number(last_offset))
         )),
       saveCheckpoint: (consumer, last_offset) =>
         wrap(Effect.asVoid(
@@ -1450,20 +1486,68 @@ export const layerSqlite = (options: Options & Sqlite.Options): Layer.Layer<Even
   )
 
 /**
+ * Settings of `layerCleanup`.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface CleanupOptions extends PruneOptions {
+  /** From the end of one clean-up to the begin of the next one. Default 1 hour. */
+  readonly every?: Duration.Input | undefined
+}
+
+/**
+ * Layer that prunes the store, at once and then again and again; see `Store.prune`.
+ *
+ * **Details**
+ *
+ * What it deleted is logged, and counted in `effect_units_events_pruned`. A clean-up that fails is logged, and the next one is tried when
+ * it is due. Several processes may clean up one store; it is enough if one does.
+ *
+ * **Example** (Keeping a month)
+ *
+ * ```ts
+ * const layer = EventStore.layerCleanup({ olderThan: "30 days" })
+ * ```
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layerCleanup = (options: CleanupOptions): Layer.Layer<never, never, EventStore> =>
+  Layer.effectDiscard(Effect.flatMap(EventStore, (store) =>
+    store.prune(options).pipe(
+      Effect.flatMap(({ events, executions, waiting_for }) =>
+        Effect.andThen(
+          Metric.update(Metrics.pruned, events),
+          Effect.logInfo(
+            `The event store deleted ${events} old events and ${executions} executions` +
+              (waiting_for === undefined ? "" : `; older ones wait for group "${waiting_for}"`)
+          )
+        )
+      ),
+      Effect.catch((error) => Effect.logWarning("The event store could not delete old events", error)),
+      Effect.andThen(Effect.sleep(options.every ?? "1 hour")),
+      Effect.forever,
+      Effect.forkScoped
+    )))
+
+/**
  * Layer that reads the log as one reads any other transport: with acknowledgements, and named consumers that go on where they stopped.
  *
- * Guarantees: at least once, in the order of the log, from any offset (`position`), time or the beginning. The place of a named consumer is
- * its checkpoint, saved by `ack` once everything before it is acknowledged as well; a consumer that dies sees again what it had not
- * acknowledged. Attempts are counted in memory, from 1 for each subscriber.
+ * Guarantees: at least once, from any offset (`position`), time or the beginning, in the order of the log. A consumer with a name is a
+ * group; see `ConsumerGroups`: its subscribers, in any number of processes, share the events, order is kept per execution, attempts are
+ * counted and kept, and after `maxAttempts` an event is parked, to be found, replayed or discarded by the store's `groups`. A subscriber
+ * without a name sees every event, and its attempts are counted in memory.
  *
  * **Details**
  *
  * What other processes append is seen within `pollInterval` (default 1 second). Beginning at a time reads the log up to there.
  *
- * **Gotchas**
+ * **Example** (Two processes that share the work)
  *
- * A named consumer has one subscriber at a time: a second one in this process fails with a retryable `SubscribeError`. One in another
- * process is not noticed, and both see every event.
+ * ```ts
+ * const worker = EventSubscriber.consume({ consumer: "billing", maxInFlight: 100, ackTimeout: "1 minute" }, charge)
+ * ```
  *
  * @category layers
  * @since 0.1.0

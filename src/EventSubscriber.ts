@@ -6,6 +6,7 @@
  *
  * @since 0.1.0
  */
+import type * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -24,6 +25,22 @@ import { acknowledging } from "./internal/acknowledging.ts"
  * @since 0.1.0
  */
 export type From = "new" | "beginning" | { readonly time: number } | { readonly position: string }
+
+/**
+ * How long an event that was given back waits for its next attempt: `base`, and `factor` times as long after each further one, at most
+ * `max`; each time up to a fifth more or less.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Backoff {
+  /** Default 100 milliseconds. */
+  readonly base?: Duration.Input | undefined
+  /** Default 5 minutes. */
+  readonly max?: Duration.Input | undefined
+  /** Default 2. */
+  readonly factor?: number | undefined
+}
 
 /**
  * What a subscriber wants, and how.
@@ -50,6 +67,13 @@ export interface Options {
   readonly maxInFlight?: number | undefined
   /** After how long without an acknowledgement an event is delivered again. Default 30 seconds. */
   readonly ackTimeout?: Duration.Input | undefined
+  /** The pause before another attempt. NATS and Redis have a `retryDelay` of their own instead. */
+  readonly backoff?: Backoff | undefined
+  /**
+   * After how many attempts an event is parked, where the transport parks events: the event store does, for named consumers. Elsewhere
+   * attempts go on. Default 15, which with the default backoff takes about a quarter of an hour.
+   */
+  readonly maxAttempts?: number | undefined
 }
 
 /**
@@ -68,8 +92,8 @@ export interface Delivery {
   readonly missed: number
   /** The event is handled: it is not delivered to this consumer again. */
   readonly ack: Effect.Effect<void, SubscribeError>
-  /** The event is not handled: it is delivered again. */
-  readonly retry: Effect.Effect<void, SubscribeError>
+  /** The event is not handled: it is delivered again. What went wrong is kept where the transport parks events. */
+  readonly retry: (cause?: Cause.Cause<unknown>) => Effect.Effect<void, SubscribeError>
 }
 
 /**
@@ -86,6 +110,11 @@ export class SubscribeError extends Schema.TaggedError<SubscribeError>("effect-u
     /** What failed, and what to do. */
     detail: Schema.String,
     retryable: Schema.Boolean,
+    /**
+     * Of an acknowledgement: the event went to another subscriber of the consumer, as it was not acknowledged in time; or the subscription
+     * has ended. The event is, or will be, delivered again.
+     */
+    reason: Schema.optionalKey(Schema.Literals(["lease_lost", "ended"])),
     cause: Schema.optionalKey(Schema.Defect())
   }
 ) {
@@ -137,8 +166,8 @@ export const wants = (options: Pick<Options, "types" | "domains" | "units">): (e
  *
  * **Details**
  *
- * At most `maxInFlight` events are unacknowledged at a time. One that is given back, or not acknowledged within `ackTimeout`, is delivered
- * again before newer ones. Attempts are counted in memory. The source is read from now on until the scope closes, and no further ahead
+ * At most `maxInFlight` events are unacknowledged at a time, those that wait for another attempt included. One that is given back is
+ * delivered again after its `backoff`, one that is not acknowledged within `ackTimeout` right then, each before newer ones. Attempts are counted in memory. The source is read from now on until the scope closes, and no further ahead
  * than there is room for; when it ends, the deliveries end once nothing is in flight.
  *
  * **Example** (Reading what a receiver of webhooks gets)
@@ -158,9 +187,8 @@ export const wants = (options: Pick<Options, "types" | "domains" | "units">): (e
  */
 export const fromStream = (
   source: Stream.Stream<Pick<Delivery, "event" | "position" | "missed">, SubscribeError>,
-  options: Pick<Options, "maxInFlight" | "ackTimeout">
-): Effect.Effect<Stream.Stream<Delivery, SubscribeError>, never, Scope.Scope> =>
-  acknowledging(source, { maxInFlight: options.maxInFlight, ackTimeout: options.ackTimeout })
+  options: Pick<Options, "maxInFlight" | "ackTimeout" | "backoff">
+): Effect.Effect<Stream.Stream<Delivery, SubscribeError>, never, Scope.Scope> => acknowledging(source, options)
 
 /**
  * The deliveries of a subscription, as a Stream that subscribes when it is first pulled.
@@ -172,8 +200,13 @@ export const deliveries = (options: Options): Stream.Stream<Delivery, SubscribeE
   Stream.unwrap(EventSubscriber.use((subscriber) => subscriber.subscribe(options)))
 
 /**
- * Handles events for as long as it runs. An event is acknowledged when its handler succeeds; when the handler fails or dies, the event is
- * delivered again, and what went wrong is logged. Interruption leaves the event that is being handled unacknowledged.
+ * Handles events, one after the other, for as long as it runs. An event is acknowledged when its handler succeeds; when the handler fails or
+ * dies, the event is given back with what went wrong, which is logged. Interruption leaves the event that is being handled unacknowledged.
+ *
+ * **Details**
+ *
+ * With `maxInFlight` above 1 the next event is handled while the last one is being acknowledged, which lets a transport acknowledge many
+ * at once. An acknowledgement that comes too late, as another subscriber has the event by then, is logged.
  *
  * **Example** (A named consumer)
  *
@@ -188,14 +221,20 @@ export const consume = <E, R>(
   options: Options,
   handler: (event: Event, delivery: Delivery) => Effect.Effect<unknown, E, R>
 ): Effect.Effect<void, SubscribeError, R | EventSubscriber> =>
-  Stream.runForEach(deliveries(options), (delivery) =>
-    handler(delivery.event, delivery).pipe(
-      Effect.matchCauseEffect({
-        onSuccess: () => delivery.ack,
+  deliveries(options).pipe(
+    Stream.mapEffect((delivery) =>
+      Effect.matchCauseEffect(handler(delivery.event, delivery), {
+        onSuccess: () => Effect.succeed(delivery.ack),
         onFailure: (cause) =>
-          Effect.andThen(
+          Effect.as(
             Effect.logWarning(`A handler failed on ${delivery.event.id}, attempt ${delivery.attempt}`, cause),
-            delivery.retry
+            delivery.retry(cause)
           )
       })
-    ))
+    ),
+    Stream.mapEffect(settle, { concurrency: Math.max(1, options.maxInFlight ?? 1), unordered: true }),
+    Stream.runDrain
+  )
+
+const settle = (how: Effect.Effect<void, SubscribeError>): Effect.Effect<void, SubscribeError> =>
+  Effect.catchIf(how, ({ reason }) => reason === "lease_lost", (error) => Effect.logWarning(error.message))

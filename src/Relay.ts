@@ -30,6 +30,7 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Metric from "effect/Metric"
+import * as Option from "effect/Option"
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
@@ -280,6 +281,9 @@ const prepareTables = Effect.fnUntraced(
 /** What the place of a shard is saved under, among the checkpoints of the store. */
 const consumerOf = (relay: string, shard: number): string => `relay ${relay} ${shard}`
 
+const positionOf = (store: EventStore.Store, name: string, shard: number) =>
+  Effect.map(store.checkpoint(consumerOf(name, shard)), Option.getOrElse(() => 0))
+
 const shardOf = (event: EventPublisher.Event, shards: number): number => Math.floor(hashed(keyOf(event)) * shards)
 
 /** What keeps its order: a tree of executions. */
@@ -317,7 +321,7 @@ const register = Effect.fnUntraced(
     }
     const positions = yield* Effect.forEach(
       Array.from({ length: found }, (_, shard) => shard),
-      (shard) => store.checkpoint(consumerOf(name, shard))
+      (shard) => positionOf(store, name, shard)
     )
     yield* sql`UPDATE effect_units_relays SET shards = ${shards} WHERE relay = ${name}`
     yield* place(Math.min(...positions))
@@ -541,7 +545,7 @@ export const make = Effect.fnUntraced(function*<E, R>(
       backoff.reset()
     })
 
-    const position = yield* Effect.retry(store.checkpoint(consumerOf(name, shard)), {
+    const position = yield* Effect.retry(positionOf(store, name, shard), {
       while: () => lease.isFresh() && !lease.isStopping()
     }).pipe(Effect.mapError(() => lost))
     let reading = yield* Effect.forkChild(nextPage(position))
@@ -575,7 +579,7 @@ export const make = Effect.fnUntraced(function*<E, R>(
     const states = yield* Effect.forEach(
       rows,
       (row) =>
-        Effect.map(store.checkpoint(consumerOf(name, Number(row.shard))), (position): ShardStatus => ({
+        Effect.map(positionOf(store, name, Number(row.shard)), (position): ShardStatus => ({
           shard: Number(row.shard),
           ...(row.member === null ? {} : { holder: row.member }),
           token: Number(row.token),

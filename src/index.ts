@@ -4,6 +4,7 @@
  * @since 0.1.0
  */
 export * as Catalog from "./Catalog.ts"
+export * as ConsumerGroups from "./ConsumerGroups.ts"
 export * as DomainEvent from "./DomainEvent.ts"
 export * as EventBus from "./EventBus.ts"
 export * as EventPublisher from "./EventPublisher.ts"

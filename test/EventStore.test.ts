@@ -637,7 +637,7 @@ describe("checkpoints", () => {
       yield* Effect.exit(store.withTransaction(Effect.andThen(store.saveCheckpoint("mailer", 9), Effect.fail("no"))))
       assert.deepStrictEqual(
         yield* Effect.forEach(["mailer", "a\u0000b", "none"], store.checkpoint),
-        [5, 3, 0]
+        [Option.some(5), Option.some(3), Option.none()]
       )
     }))
 })

@@ -57,11 +57,11 @@ describe("fromStream", () => {
       const pull = yield* Stream.toPull(yield* EventSubscriber.fromStream(source, { maxInFlight: 3 }))
       const next = Effect.map(pull, ([delivery]) => delivery)
       const [first, second, third] = [yield* next, yield* next, yield* next]
-      yield* third.retry
+      yield* third.retry()
       yield* second.ack
       // There is room for the fourth now, and it waits behind those that come again.
       yield* Effect.all(Array.from({ length: 20 }, () => Effect.yieldNow), { discard: true })
-      yield* first.retry
+      yield* first.retry()
       assert.deepStrictEqual([shown(yield* next), shown(yield* next), shown(yield* next)], ["1/2", "3/2", "4/1"])
     }))
 
@@ -69,7 +69,7 @@ describe("fromStream", () => {
     Effect.gen(function*() {
       const pull = yield* Stream.toPull(yield* EventSubscriber.fromStream(Stream.make(sourced(5, 4)), {}))
       const [first] = yield* pull
-      yield* first.retry
+      yield* first.retry()
       const [again] = yield* pull
       assert.deepStrictEqual([first.missed, again.missed], [4, 0])
     }))
@@ -102,11 +102,11 @@ describe("fromStream", () => {
       yield* TestClock.adjust("1 second")
       const [again] = yield* take
       assert.strictEqual(again && shown(again), "1/2")
-      yield* early?.retry ?? Effect.void
+      yield* early?.retry() ?? Effect.void
       assert.deepStrictEqual(yield* take, [])
       yield* early?.ack ?? Effect.void
       assert.deepStrictEqual((yield* take).map(shown), ["2/1"])
-      yield* again?.retry ?? Effect.void
+      yield* again?.retry() ?? Effect.void
       yield* again?.ack ?? Effect.void
       assert.deepStrictEqual(yield* take, [])
     }))

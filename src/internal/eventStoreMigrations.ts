@@ -10,6 +10,9 @@
  *   each query over executions is a bounded walk over one index per outcome.
  * - `effect_units_owners`: the store instances whose process runs executions.
  * - `effect_units_checkpoints`: how far named consumers have come.
+ * - `effect_units_groups`: one row per group of subscribers, with the offset up to which its events have been handed out.
+ * - `effect_units_deliveries`: the events up to there that are not handled: in flight, waiting, held behind another one of
+ *   their execution, parked. Whoever changes a group's deliveries holds the lock of its row in `effect_units_groups`.
  *
  * @since 0.1.0
  */
@@ -113,7 +116,42 @@ export const migrations: Migrations = {
       owner TEXT,
       payload TEXT NOT NULL
     )`
-  ])
+  ]),
+
+  "2_groups": statements(() => [
+    `CREATE TABLE effect_units_groups (
+      consumer TEXT PRIMARY KEY,
+      last_offset BIGINT NOT NULL,
+      parked BIGINT NOT NULL,
+      wanted TEXT NOT NULL
+    )`,
+    // In flight or waiting: `due_at` is when it can be handed out again, and `member` has it until then. Parked: `parked_at` is
+    // set. Held: neither is.
+    `CREATE TABLE effect_units_deliveries (
+      consumer TEXT NOT NULL,
+      event_offset BIGINT NOT NULL,
+      execution TEXT,
+      attempts BIGINT NOT NULL,
+      due_at BIGINT,
+      member TEXT,
+      parked_at BIGINT,
+      edited TEXT,
+      type TEXT,
+      domain TEXT,
+      unit_name TEXT,
+      error TEXT,
+      cause TEXT,
+      PRIMARY KEY (consumer, event_offset)
+    )`,
+    `CREATE INDEX effect_units_deliveries_due ON effect_units_deliveries (consumer, due_at, event_offset)
+      WHERE due_at IS NOT NULL`,
+    `CREATE INDEX effect_units_deliveries_execution ON effect_units_deliveries (consumer, execution, event_offset)
+      WHERE execution IS NOT NULL`,
+    `CREATE INDEX effect_units_deliveries_parked ON effect_units_deliveries (parked_at, consumer, event_offset)
+      WHERE parked_at IS NOT NULL`,
+    `CREATE INDEX effect_units_deliveries_parked_of ON effect_units_deliveries (consumer, parked_at, event_offset)
+      WHERE parked_at IS NOT NULL`
+  ], [])
 }
 
 const version = (migrations: Migrations): number =>

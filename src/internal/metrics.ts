@@ -222,3 +222,50 @@ export const relayShards = (relay: string): Metric.Gauge<number> =>
     description: "Shards of a relay that this process holds",
     attributes: { relay }
   })
+
+/**
+ * What a group of subscribers to an event store counts.
+ *
+ * @internal
+ */
+export interface GroupMetrics {
+  readonly deliveries: Record<"acknowledged" | "retried" | "parked" | "expired", Metric.Counter<number>>
+  readonly parked: Metric.Gauge<number>
+  readonly lag: Metric.Gauge<number>
+}
+
+/** @internal */
+export const group = (name: string): GroupMetrics => {
+  const delivery = (outcome: keyof GroupMetrics["deliveries"]) =>
+    Metric.counter("effect_units_group_deliveries", {
+      description: "Deliveries to members of a group, by what became of them; an expired one went to another member",
+      incremental: true,
+      attributes: { group: name, outcome }
+    })
+  return {
+    deliveries: {
+      acknowledged: delivery("acknowledged"),
+      retried: delivery("retried"),
+      parked: delivery("parked"),
+      expired: delivery("expired")
+    },
+    parked: Metric.gauge("effect_units_group_parked", {
+      description: "Events that are parked in a group",
+      attributes: { group: name }
+    }),
+    lag: Metric.gauge("effect_units_group_lag", {
+      description: "Events of the log after the position of a group",
+      attributes: { group: name }
+    })
+  }
+}
+
+/**
+ * Events that a clean-up deleted.
+ *
+ * @internal
+ */
+export const pruned: Metric.Counter<number> = Metric.counter("effect_units_events_pruned", {
+  description: "Old events that a clean-up of an event store deleted",
+  incremental: true
+})

@@ -1,5 +1,5 @@
 /**
- * The reading end of an event store: the log followed from a place, which a named consumer keeps as a checkpoint.
+ * The reading end of an event store: a named consumer is a member of a group, one without a name follows the log.
  *
  * @since 0.1.0
  */
@@ -10,27 +10,14 @@ import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import type { EventStoreError, Store } from "../EventStore.ts"
 import { EventSubscriber, type From, type Options, SubscribeError } from "../EventSubscriber.ts"
-import { acknowledging, type Sourced } from "./acknowledging.ts"
-
-const transport = "the event store"
-
-const fromStoreError = (error: EventStoreError): SubscribeError =>
-  new SubscribeError({ transport, detail: error.message, retryable: error.retryable, cause: error })
-
-const refusal = (detail: string, retryable: boolean): SubscribeError =>
-  new SubscribeError({ transport, detail, retryable })
-
-/**
- * The store answers 0 where a consumer never saved a checkpoint, and a consumer that waits at the beginning has to be told from one that
- * is new: it saves this.
- */
-const atTheBeginning = -1
+import { acknowledging } from "./acknowledging.ts"
+import { fromStoreError } from "./groupMember.ts"
 
 const pageSize = 1000
 
 /** The offset after which the first event lies that is later than a time, in Unix milliseconds. */
 const offsetBefore = Effect.fnUntraced(function*(
-  store: Store,
+  store: Pick<Store, "read">,
   time: number
 ): Effect.fn.Return<number, EventStoreError> {
   let after = 0
@@ -45,27 +32,56 @@ const offsetBefore = Effect.fnUntraced(function*(
   }
 })
 
-const start = (store: Store, from: From): Effect.Effect<number, SubscribeError> => {
-  if (from === "beginning") return Effect.succeed(0)
+/**
+ * The offset after which a subscription begins.
+ *
+ * @internal
+ */
+export const start = (
+  store: Pick<Store, "read" | "lastOffset">,
+  from: From,
+  beginning: Effect.Effect<number, EventStoreError>
+): Effect.Effect<number, SubscribeError> => {
+  if (from === "beginning") return Effect.mapError(beginning, fromStoreError)
   if (from === "new") return Effect.mapError(store.lastOffset, fromStoreError)
   if ("time" in from) return Effect.mapError(offsetBefore(store, from.time), fromStoreError)
   const offset = Number(from.position)
   return Number.isSafeInteger(offset) && offset >= 0
     ? Effect.succeed(offset)
-    : Effect.fail(refusal(`"${from.position}" is no position of it: positions are whole numbers, the offsets`, false))
+    : Effect.fail(
+      new SubscribeError({
+        transport: "the event store",
+        detail: `"${from.position}" is no position of it: positions are whole numbers, the offsets`,
+        retryable: false
+      })
+    )
 }
 
-/** Where a named consumer goes on, or begins: then its place is saved before anything can be missed. */
-const resume = Effect.fnUntraced(function*(
-  store: Store,
-  consumer: string,
-  from: From
-): Effect.fn.Return<number, SubscribeError> {
-  const saved = yield* Effect.mapError(store.checkpoint(consumer), fromStoreError)
-  if (saved !== 0) return saved === atTheBeginning ? 0 : saved
-  const offset = yield* start(store, from)
-  yield* Effect.mapError(store.saveCheckpoint(consumer, offset === 0 ? atTheBeginning : offset), fromStoreError)
-  return offset
+interface Settings {
+  readonly pollInterval?: Duration.Input | undefined
+}
+
+/** Follows the log by an account of its own. */
+const follow = Effect.fnUntraced(function*(store: Store, options: Options, settings: Settings) {
+  const { domains, types, units } = options
+  const after = yield* start(store, options.from ?? "new", Effect.succeed(0))
+  const filtered = types !== undefined || domains !== undefined || units !== undefined
+  // What was pruned before a reader of the whole log began was never its to miss.
+  let last = options.from === "beginning" ? undefined : after
+  const source = store.tail({
+    after,
+    filter: filtered ? { types, domains, units } : undefined,
+    pollInterval: settings.pollInterval
+  }).pipe(
+    Stream.map(({ event, offset }) => {
+      // Offsets have no holes but those that were pruned.
+      const missed = filtered || last === undefined ? 0 : offset - last - 1
+      last = offset
+      return { event, position: String(offset), missed }
+    }),
+    Stream.mapError(fromStoreError)
+  )
+  return yield* acknowledging(source, options)
 })
 
 /**
@@ -75,65 +91,19 @@ const resume = Effect.fnUntraced(function*(
  */
 export const make = Effect.fnUntraced(function*(
   store: Store,
-  settings: { readonly pollInterval?: Duration.Input | undefined }
+  settings: Settings
 ): Effect.fn.Return<EventSubscriber["Service"], never, Scope.Scope> {
   const lifetime = yield* Effect.scope
-  const consumers = new Set<string>()
-
-  const subscribe = Effect.fnUntraced(function*(
-    options: Options
-  ): Effect.fn.Return<Stream.Stream<Sourced, SubscribeError>, SubscribeError, Scope.Scope> {
-    const { consumer, domains, types, units } = options
-    if (consumer !== undefined) {
-      yield* Effect.acquireRelease(
-        Effect.suspend(() =>
-          consumers.has(consumer)
-            ? Effect.fail(
-              refusal(`consumer "${consumer}" has a subscriber already; one at a time can read for it`, true)
-            )
-            : Effect.sync(() => consumers.add(consumer))
-        ),
-        () => Effect.sync(() => consumers.delete(consumer))
-      )
-    }
-    const after = consumer === undefined
-      ? yield* start(store, options.from ?? "new")
-      : yield* resume(store, consumer, options.from ?? "beginning")
-    const filtered = types !== undefined || domains !== undefined || units !== undefined
-    // What was pruned before a reader of the whole log began was never its to miss.
-    let last = consumer === undefined && options.from === "beginning" ? undefined : after
-    return store.tail({
-      after,
-      filter: filtered ? { types, domains, units } : undefined,
-      pollInterval: settings.pollInterval
-    }).pipe(
-      Stream.map(({ event, offset }) => {
-        // Offsets have no holes but those that were pruned.
-        const missed = filtered || last === undefined ? 0 : offset - last - 1
-        last = offset
-        return { event, position: String(offset), missed }
-      }),
-      Stream.mapError(fromStoreError)
-    )
-  })
-
   return EventSubscriber.of({
     subscribe: Effect.fnUntraced(function*(options) {
       const { consumer } = options
       // Ends with whichever is first, the subscriber or the store, so that nothing reads a store that is closed.
       const scope = yield* Scope.fork(lifetime)
       yield* Effect.addFinalizer((exit) => Scope.close(scope, exit))
-      return yield* Effect.gen(function*() {
-        const source = yield* subscribe(options)
-        return yield* acknowledging(source, {
-          maxInFlight: options.maxInFlight,
-          ackTimeout: options.ackTimeout,
-          keepPlace: consumer === undefined ? undefined : {
-            save: (position) => Effect.mapError(store.saveCheckpoint(consumer, Number(position)), fromStoreError),
-            ended: () => refusal("the subscription has ended; the event goes to the consumer's next subscriber", false)
-          }
-        })
-      }).pipe(
+      const subscribe = consumer === undefined
+        ? follow(store, options, settings)
+        : store.groups.subscribe({ ...options, ...settings, consumer })
+      return yield* subscribe.pipe(
         Scope.provide(scope),
         Effect.onError((cause) => Scope.close(scope, Exit.failCause(cause)))
       )

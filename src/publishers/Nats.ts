@@ -896,7 +896,7 @@ class Pull implements Watcher {
       attempt,
       missed,
       ack: this.settle(stream, reply, "+ACK"),
-      retry: this.settle(stream, reply, this.nak)
+      retry: () => this.settle(stream, reply, this.nak)
     })
   }
 

@@ -758,7 +758,7 @@ class Intake {
       attempt,
       missed,
       ack: settle(() => this.acknowledge(id, held)),
-      retry: settle(() => this.retry(id, held))
+      retry: () => settle(() => this.retry(id, held))
     })
   }
 

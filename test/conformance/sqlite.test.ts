@@ -13,7 +13,7 @@ vitest.afterAll(() => fs.rmSync(directory, { recursive: true }))
 const promises: Promises = {
   durable: true,
   ordered: "global",
-  groups: false,
+  groups: true,
   replay: true,
   dedup: "forever",
   transactional: false,

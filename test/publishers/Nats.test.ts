@@ -234,7 +234,7 @@ await withServer("NATS", "NATS JetStream", (servers) => {
       for (let index = 0; index < 5; index++) {
         const delivery = yield* subscription.next
         came.push(shown(delivery))
-        yield* index < 2 ? delivery.retry : delivery.ack
+        yield* index < 2 ? delivery.retry() : delivery.ack
       }
       assert.deepStrictEqual(came, [
         "e00001:started/1",

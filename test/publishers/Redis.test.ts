@@ -244,7 +244,7 @@ await withServer("Redis", "Redis Streams", (url) => {
         for (let index = 0; index < 2; index++) {
           const delivery = yield* next
           came.push(shown(delivery))
-          yield* delivery.retry
+          yield* delivery.retry()
         }
         came.push(shown(yield* next))
       }))

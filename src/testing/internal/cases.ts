@@ -385,7 +385,7 @@ const resend: CaseDefinition = {
       const { id } = delivery.event
       if (givenBack.size < 2 && !givenBack.has(id)) {
         givenBack.add(id)
-        return delivery.retry
+        return delivery.retry()
       }
       acknowledged.add(id)
       return delivery.ack
@@ -549,7 +549,7 @@ const continueAfterErrors: CaseDefinition = {
     yield* kit.publish(build, events)
     for (let index = 0; index < 3; index++) {
       const errors = kit.size(20, 100)
-      const bad = yield* kit.read(build, options, ({ retry }) => retry)
+      const bad = yield* kit.read(build, options, ({ retry }) => retry())
       yield* bad.until(
         ({ length }) => length >= errors,
         () => `${bad.deliveries.length} of ${errors} deliveries came to one that gives them all back`
@@ -936,7 +936,7 @@ const closing: CaseDefinition = {
     const late = reader.deliveries[0]
     if (late !== undefined) {
       yield* kit.within(Effect.exit(late.ack), "acknowledging after the end", bound)
-      yield* kit.within(Effect.exit(late.retry), "giving back after the end", bound)
+      yield* kit.within(Effect.exit(late.retry()), "giving back after the end", bound)
     }
     const before = yield* build.losses
     const afterwards = yield* kit.within(

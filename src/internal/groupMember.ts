@@ -1,0 +1,399 @@
+/**
+ * A member of a group at work: one fiber claims events for it, as many as it may hold, and tells the store what became of them; what is
+ * acknowledged at one time is one transaction.
+ *
+ * @since 0.1.0
+ */
+import type * as Arr from "effect/Array"
+import * as Cause from "effect/Cause"
+import type * as Clock from "effect/Clock"
+import * as Context from "effect/Context"
+import * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Latch from "effect/Latch"
+import * as Option from "effect/Option"
+import type * as Pull from "effect/Pull"
+import type * as Scope from "effect/Scope"
+import type * as SqlError from "effect/sql/SqlError"
+import * as Stream from "effect/Stream"
+import type { MemberOptions } from "../ConsumerGroups.ts"
+import type { Event } from "../EventPublisher.ts"
+import type { EventStoreError } from "../EventStore.ts"
+import { type Delivery, type From, SubscribeError } from "../EventSubscriber.ts"
+import * as Backoff from "./backoff.ts"
+import * as Rows from "./eventRows.ts"
+import * as FailureText from "./failureText.ts"
+import type { Claimed, Groups, Member, Settlement, Turned } from "./groups.ts"
+import { uuidV7 } from "./ids.ts"
+import * as Metrics from "./metrics.ts"
+
+const transport = "the event store"
+
+/** @internal */
+export const fromStoreError = (error: EventStoreError): SubscribeError =>
+  new SubscribeError({ transport, detail: error.message, retryable: error.retryable, cause: error })
+
+const refusal = (detail: string, reason?: SubscribeError["reason"]): SubscribeError =>
+  new SubscribeError({ transport, detail, retryable: false, ...(reason === undefined ? {} : { reason }) })
+
+/**
+ * What members need of the store around them.
+ *
+ * @internal
+ */
+export interface Surroundings {
+  readonly groups: Groups
+  readonly clock: Clock.Clock
+  /** The offset after which a group begins. */
+  readonly start: (from: From) => Effect.Effect<number, SubscribeError>
+  readonly toError: (error: SqlError.SqlError) => EventStoreError
+  readonly inTransaction: (context: Context.Context<never>) => boolean
+  readonly transact: <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E | SqlError.SqlError, R>
+  readonly afterCommit: (effect: Effect.Effect<void>) => Effect.Effect<void>
+  /** Before members look for events: gives those a place in the log that are committed and have none. */
+  readonly settle: Effect.Effect<unknown, SqlError.SqlError>
+  /** Runs for as long as somebody is to be told of what is appended. */
+  readonly whenAppended: (tell: () => void) => Effect.Effect<never>
+}
+
+/** Something that a member was handed. */
+interface Held extends Claimed {
+  /** By the clock, in milliseconds. */
+  readonly deadline: number
+  isSettled: boolean
+}
+
+/** What a member has to say of an event, and who waits for the answer. */
+interface Request {
+  readonly held: Held
+  readonly settlement: Settlement
+  readonly done: Deferred.Deferred<void, SubscribeError>
+}
+
+// A hundred years, so that an endless timeout is a number that a database can hold.
+const longest = 100 * 365 * 24 * 3600 * 1000
+
+const never: FailureText.FailureText = { message: "It was given back, and nobody said why", cause: "" }
+
+const leaseLost = (event: Event): SubscribeError =>
+  refusal(
+    `event ${event.id} was not acknowledged within ackTimeout, and another subscriber has it or had it`,
+    "lease_lost"
+  )
+
+const ended = (): SubscribeError =>
+  refusal("the subscription has ended; the event goes to the consumer's next subscriber", "ended")
+
+/**
+ * Makes the members of a store's groups.
+ *
+ * @internal
+ */
+export const make = (surroundings: Surroundings) => {
+  const { afterCommit, clock, groups, inTransaction, settle, start, toError, transact, whenAppended } = surroundings
+  /** The members in this process, by group: to tell each other what is due. */
+  const members = new Map<string, Set<() => void>>()
+
+  const tell = (consumer: string): void => {
+    for (const wake of members.get(consumer) ?? []) wake()
+  }
+
+  const failed = (error: SqlError.SqlError): SubscribeError => fromStoreError(toError(error))
+
+  const subscribe = Effect.fnUntraced(function*(
+    options: MemberOptions
+  ): Effect.fn.Return<Stream.Stream<Delivery, SubscribeError>, SubscribeError, Scope.Scope> {
+    const context = yield* Effect.context<never>()
+    const max = Math.max(1, Math.trunc(options.maxInFlight ?? 1))
+    const pollInterval = Duration.toMillis(options.pollInterval ?? "1 second")
+    const pause = Backoff.make(options.backoff)
+    const { domains, types, units } = options
+    const consumer = Rows.text(options.consumer)
+    const member: Member = {
+      consumer,
+      id: uuidV7(clock.currentTimeMillisUnsafe()),
+      wanted: { types, domains, units },
+      ackTimeout: Math.min(Duration.toMillis(options.ackTimeout ?? "30 seconds"), longest),
+      maxAttempts: Math.max(1, options.maxAttempts ?? 15)
+    }
+    const metrics = Metrics.group(options.consumer)
+    const count = (outcome: "acknowledged" | "retried" | "parked" | "expired", events: number): void => {
+      if (events > 0) metrics.deliveries[outcome].updateUnsafe(events, context)
+    }
+
+    yield* groups.join(consumer, member.wanted, Effect.suspend(() => start(options.from ?? "beginning"))).pipe(
+      Effect.mapError((error) => error instanceof SubscribeError ? error : failed(error))
+    )
+
+    /** What it was handed and has not settled, by offset, in the order of the deadlines. */
+    const inFlight = new Map<number, Held>()
+    let requests: Array<Request> = []
+    /** Those that the transaction under way is about. */
+    let batch: Array<Request> = []
+    /** Claimed, and not asked for yet. */
+    let claimed: Array<Held> = []
+    let isWanting = false
+    let end: Exit.Exit<void, SubscribeError> | undefined
+    let isClosed = false
+    const signal = Latch.makeUnsafe(false)
+    const ready = Latch.makeUnsafe(false)
+
+    /** Forgets what has run out: another member may have it, or this one again. */
+    const expire = (): void => {
+      const now = clock.currentTimeMillisUnsafe()
+      for (const [offset, { deadline }] of inFlight) {
+        if (deadline > now) return
+        inFlight.delete(offset)
+      }
+    }
+
+    const settled = (held: Held): void => {
+      held.isSettled = true
+      if (inFlight.get(held.offset) === held) inFlight.delete(held.offset)
+    }
+
+    const request = (held: Held, settlement: Settlement): Effect.Effect<void, SubscribeError> =>
+      Effect.suspend(() => {
+        const done = Deferred.makeUnsafe<void, SubscribeError>()
+        const mine: Request = { held, settlement, done }
+        requests.push(mine)
+        signal.openUnsafe()
+        return Effect.onInterrupt(Deferred.await(done), () =>
+          Effect.sync(() => {
+            requests = requests.filter((other) => other !== mine)
+          }))
+      })
+
+    /** Part of the transaction around it, whose connection the fiber below would wait for. */
+    const acknowledgeWithin = (held: Held): Effect.Effect<void, SubscribeError> =>
+      transact(groups.acknowledge(member, held.offset)).pipe(
+        Effect.mapError(failed),
+        Effect.flatMap(({ offsets, released }) =>
+          offsets.length === 0
+            ? Effect.fail(leaseLost(held.event))
+            : afterCommit(Effect.sync(() => {
+              settled(held)
+              count("acknowledged", 1)
+              if (released) tell(consumer)
+              signal.openUnsafe()
+            }))
+        )
+      )
+
+    const deliver = (held: Held): Delivery => ({
+      event: held.event,
+      position: String(held.offset),
+      attempt: held.attempt,
+      missed: held.missed,
+      ack: Effect.contextWith((around: Context.Context<never>) => {
+        if (held.isSettled) return Effect.void
+        if (isClosed) return Effect.fail(ended())
+        // Under the same name as member it would pass for the newer delivery.
+        const newer = inFlight.get(held.offset)
+        if (newer !== undefined && newer !== held) return Effect.fail(leaseLost(held.event))
+        return inTransaction(around)
+          ? acknowledgeWithin(held)
+          : request(held, { _tag: "Ack", offset: held.offset })
+      }),
+      retry: (cause) =>
+        Effect.suspend(() => {
+          // Who has lost it has nothing to give back.
+          if (held.isSettled || isClosed || inFlight.get(held.offset) !== held) return Effect.void
+          const failure = cause === undefined ? never : FailureText.describe(cause)
+          const { attempt, event, offset } = held
+          const settlement = attempt >= member.maxAttempts
+            ? Effect.succeed<Settlement>({ _tag: "Park", offset, event, failure })
+            : Effect.map(pause(attempt), (millis): Settlement => ({
+              _tag: "Retry",
+              offset,
+              dueAt: clock.currentTimeMillisUnsafe() + millis,
+              failure
+            }))
+          return Effect.catch(
+            Effect.flatMap(settlement, (one) => request(held, one)),
+            (error) => error.reason === "lease_lost" ? Effect.void : Effect.fail(error)
+          )
+        })
+    })
+
+    const stop = (exit: Exit.Exit<void, SubscribeError>): void => {
+      end ??= exit
+      ready.openUnsafe()
+    }
+
+    const answer = (turned: Extract<Turned, { readonly _tag: "Turned" }>): void => {
+      const counts = { Ack: 0, Retry: 0, Park: 0 }
+      for (const { done, held, settlement } of batch) {
+        if (turned.settled.has(held.offset)) {
+          settled(held)
+          counts[settlement._tag]++
+          Deferred.doneUnsafe(done, Exit.void)
+        } else {
+          if (inFlight.get(held.offset) === held) inFlight.delete(held.offset)
+          Deferred.doneUnsafe(done, Exit.fail(leaseLost(held.event)))
+        }
+      }
+      count("acknowledged", counts.Ack)
+      count("retried", counts.Retry)
+      count("parked", turned.newlyParked)
+      count("expired", turned.claimed.filter(({ expired }) => expired).length)
+      metrics.parked.updateUnsafe(turned.parked, context)
+      if (turned.lag !== undefined) metrics.lag.updateUnsafe(turned.lag, context)
+    }
+
+    const refuse = (refused: ReadonlyArray<Request>, error: SubscribeError): void => {
+      for (const { done } of refused) Deferred.doneUnsafe(done, Exit.fail(error))
+    }
+
+    const work = Effect.gen(function*() {
+      // Whether a claim may find something, so that there is no need to look first.
+      let isPromising = true
+      let isFull = false
+      while (true) {
+        signal.closeUnsafe()
+        expire()
+        const room = isWanting ? max - inFlight.size : 0
+        if (requests.length === 0 && room <= 0) {
+          // Room comes by a request, or as the oldest delivery runs out.
+          const [oldest] = inFlight.values()
+          const wait = isWanting && oldest !== undefined ? oldest.deadline - clock.currentTimeMillisUnsafe() : Infinity
+          yield* waitFor(signal, wait)
+          continue
+        }
+        if (requests.length === 0 && !isPromising) {
+          const { due, lag } = yield* Effect.mapError(Effect.andThen(settle, groups.look(consumer)), failed)
+          metrics.lag.updateUnsafe(lag, context)
+          const now = clock.currentTimeMillisUnsafe()
+          if (due > now && (lag <= 0 || isFull)) {
+            yield* waitFor(signal, Math.min(due - now, pollInterval))
+            // Whether there is room again, only a claim tells.
+            isPromising = isFull
+            continue
+          }
+        }
+        // Others who are about to acknowledge take part in the same transaction.
+        if (requests.length > 0) yield* Effect.yieldNow
+        batch = requests
+        requests = []
+        const exit = yield* Effect.exit(Effect.mapError(
+          groups.turn(member, batch.map(({ settlement }) => settlement), Math.max(0, room)),
+          failed
+        ))
+        if (Exit.isFailure(exit)) {
+          refuse(batch, Option.getOrElse(Cause.findErrorOption(exit.cause), ended))
+          return yield* Exit.failCause(exit.cause)
+        }
+        const turned = exit.value
+        if (turned._tag !== "Turned") {
+          const error = refusal(
+            turned._tag === "Removed"
+              ? `group "${options.consumer}" was removed`
+              : `a subscriber that came later made group "${options.consumer}" ask for other events. Members of one group have to ` +
+                "ask for the same; take another name for other events"
+          )
+          refuse(batch, error)
+          return yield* error
+        }
+        answer(turned)
+        batch = []
+        if (turned.released) tell(consumer)
+        if (room > 0) {
+          isPromising = turned.more
+          isFull = turned.full
+        }
+        if (turned.claimed.length > 0) {
+          const deadline = clock.currentTimeMillisUnsafe() + member.ackTimeout
+          for (const one of turned.claimed) {
+            const held: Held = { ...one, deadline, isSettled: false }
+            // At the end, where the latest deadline belongs.
+            inFlight.delete(one.offset)
+            inFlight.set(one.offset, held)
+            claimed.push(held)
+          }
+          isWanting = false
+          ready.openUnsafe()
+        }
+      }
+    })
+
+    const pull: Pull.Pull<Arr.NonEmptyReadonlyArray<Delivery>, SubscribeError> = Effect.suspend(() => {
+      expire()
+      // What was claimed for a pull that was interrupted may have run out.
+      const [first, ...others] = claimed.filter((held) => inFlight.get(held.offset) === held).map(deliver)
+      claimed = []
+      if (first !== undefined) return Effect.succeed<Arr.NonEmptyReadonlyArray<Delivery>>([first, ...others])
+      if (end !== undefined) return Exit.isFailure(end) ? Exit.failCause(end.cause) : Cause.done()
+      isWanting = true
+      ready.closeUnsafe()
+      signal.openUnsafe()
+      return Effect.andThen(
+        Effect.onInterrupt(ready.await, () =>
+          Effect.sync(() => {
+            isWanting = false
+          })),
+        pull
+      )
+    })
+
+    const wake = (): void => void signal.openUnsafe()
+    yield* Effect.acquireRelease(
+      Effect.sync(() => {
+        const others = members.get(consumer)
+        if (others === undefined) members.set(consumer, new Set([wake]))
+        else others.add(wake)
+      }),
+      () =>
+        Effect.sync(() => {
+          const others = members.get(consumer)
+          others?.delete(wake)
+          if (others?.size === 0) members.delete(consumer)
+        })
+    )
+    // After the fiber below has ended.
+    yield* Effect.addFinalizer(() =>
+      Effect.suspend(() => {
+        isClosed = true
+        stop(Exit.void)
+        refuse(requests, ended())
+        requests = []
+        return groups.leave(member).pipe(
+          Effect.tap((released) => Effect.sync(() => released && tell(consumer))),
+          Effect.catch((error) =>
+            Effect.logWarning(
+              "A member could not give back its events as it left; they come again after their timeout",
+              error
+            )
+          )
+        )
+      })
+    )
+    yield* work.pipe(
+      Effect.onExit((exit) =>
+        Effect.sync(() => {
+          // Interrupted by the end of the scope. It ends in no other way than by a failure.
+          const isOver = Exit.isFailure(exit) && Cause.hasInterruptsOnly(exit.cause)
+          stop(isOver ? Exit.void : exit)
+          refuse([...batch, ...requests], ended())
+        })
+      ),
+      Effect.withTracerEnabled(false),
+      Effect.forkScoped
+    )
+    yield* Effect.forkScoped(whenAppended(wake))
+    return Stream.fromPull(Effect.succeed(pull))
+  })
+
+  return {
+    subscribe,
+    tellAll: (): void => {
+      for (const consumer of members.keys()) tell(consumer)
+    }
+  }
+}
+
+const waitFor = (latch: Latch.Latch, millis: number): Effect.Effect<void> =>
+  millis === Infinity
+    ? latch.await
+    : Effect.timeoutOrElse(latch.await, { duration: Math.max(0, millis), orElse: () => Effect.void })

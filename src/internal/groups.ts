@@ -1,0 +1,718 @@
+/**
+ * Groups of subscribers in the tables of an event store: claiming, acknowledging, giving back and parking, each under the lock of the
+ * group's row; and what is done with parked events.
+ *
+ * @since 0.1.0
+ */
+import type * as Clock from "effect/Clock"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import type * as SqlClient from "effect/sql/SqlClient"
+import type * as SqlError from "effect/sql/SqlError"
+import type * as Statement from "effect/sql/Statement"
+import {
+  type Group,
+  GroupNotFound,
+  NotParked,
+  OtherEvent,
+  type ParkedEvent,
+  type ParkedFilter,
+  type ParkedOptions
+} from "../ConsumerGroups.ts"
+import type { Event } from "../EventPublisher.ts"
+import { isExecutionEvent } from "../ExecutionEvent.ts"
+import * as Rows from "./eventRows.ts"
+import type { FailureText } from "./failureText.ts"
+
+/**
+ * What groups need of the store around them.
+ *
+ * @internal
+ */
+export interface Surroundings {
+  readonly sql: SqlClient.SqlClient
+  readonly clock: Clock.Clock
+  /** A transaction whose statements see what was committed before they got a lock. */
+  readonly transact: <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E | SqlError.SqlError, R>
+  readonly lastOffset: Effect.Effect<number, SqlError.SqlError>
+  readonly decode: (payload: string) => Exit.Exit<Event, unknown>
+  /** The text that `decode` reads. */
+  readonly encode: (event: Event) => string
+  readonly filter: (wanted: Wanted) => ReadonlyArray<Statement.Fragment>
+}
+
+/**
+ * The events that a group asks for.
+ *
+ * @internal
+ */
+export interface Wanted {
+  readonly types?: ReadonlyArray<string> | undefined
+  readonly domains?: ReadonlyArray<string> | undefined
+  readonly units?: ReadonlyArray<string> | undefined
+}
+
+/**
+ * A member of a group, as its claims name it.
+ *
+ * @internal
+ */
+export interface Member {
+  readonly consumer: string
+  /** A new one for each subscription: it is what fences acknowledgements. */
+  readonly id: string
+  readonly wanted: Wanted
+  readonly ackTimeout: number
+  readonly maxAttempts: number
+}
+
+/**
+ * What a member says of an event that it was handed.
+ *
+ * @internal
+ */
+export type Settlement =
+  | { readonly _tag: "Ack"; readonly offset: number }
+  | { readonly _tag: "Retry"; readonly offset: number; readonly dueAt: number; readonly failure: FailureText }
+  | { readonly _tag: "Park"; readonly offset: number; readonly event: Event; readonly failure: FailureText }
+
+/** @internal */
+export interface Claimed {
+  readonly offset: number
+  readonly event: Event
+  readonly attempt: number
+  readonly missed: number
+  /** It was with a member that let its lease run out. */
+  readonly expired: boolean
+}
+
+/**
+ * What one transaction of a member did.
+ *
+ * @internal
+ */
+export type Turned =
+  | { readonly _tag: "Removed" }
+  | { readonly _tag: "OtherFilter" }
+  | {
+    readonly _tag: "Turned"
+    /** Offsets of those settlements that counted; of the others the lease was lost. */
+    readonly settled: ReadonlySet<number>
+    readonly claimed: ReadonlyArray<Claimed>
+    /** Whether other events may have become due, for this member or others. */
+    readonly released: boolean
+    /** Whether a further claim may find more at once. */
+    readonly more: boolean
+    /** The group has as many open events as it may, so that only those that are due can be claimed. */
+    readonly full: boolean
+    /** How many events the log has after the position of the group, where it was asked for events. */
+    readonly lag: number | undefined
+    /** How many events are parked in the group, and how many of them this transaction parked. */
+    readonly parked: number
+    readonly newlyParked: number
+  }
+
+// Integer columns come as numbers from SQLite and as bigints from PostgreSQL.
+type Integer = number | bigint
+
+/** How many events of a group may be with members or wait for another attempt. */
+const maxOpen = 10_000
+const scanSize = 1000
+/** How many scans of the log one transaction does, where it finds nothing to hand out. */
+const maxScans = 4
+const batchSize = 500
+
+/** Where it has no meaning, it is the same for all. */
+const listed = (values: ReadonlyArray<string> | undefined): ReadonlyArray<string> | null =>
+  values === undefined ? null : Array.from(new Set(values)).sort()
+
+/**
+ * The filter of a group as it is stored: the same text for the same filter.
+ *
+ * @internal
+ */
+export const wantedText = ({ domains, types, units }: Wanted): string =>
+  JSON.stringify([listed(types), listed(domains), listed(units)])
+
+const unseen: FailureText = {
+  message: "It was not acknowledged in time: its handler took too long, or its process ended",
+  cause: ""
+}
+
+/**
+ * The id of a parked event.
+ *
+ * @internal
+ */
+export const parkedId = (consumer: string, offset: number): string => `${offset}:${consumer}`
+
+const placeOf = (id: string): { readonly consumer: string; readonly offset: number } | undefined => {
+  const [, offset, consumer] = /^(\d{1,15}):(.*)$/s.exec(id) ?? []
+  return offset === undefined || consumer === undefined ? undefined : { consumer, offset: Number(offset) }
+}
+
+interface DeliveryRow {
+  readonly event_offset: number
+  readonly execution: string | null
+  readonly attempts: number
+  readonly due_at: number | null
+  readonly member: string | null
+}
+
+interface ParkedRow {
+  readonly consumer: string
+  readonly event_offset: Integer
+  readonly attempts: Integer
+  readonly parked_at: Integer
+  readonly error: string
+  readonly cause: string
+  readonly edited: string | null
+  readonly payload: string | null
+}
+
+/** @internal */
+export const make = (surroundings: Surroundings) => {
+  const { clock, decode, encode, filter, lastOffset, sql, transact } = surroundings
+  const isPostgres = sql.onDialectOrElse({ pg: () => true, orElse: () => false })
+
+  /** A condition whose text is the same for any number of values. */
+  const among = (column: string, values: ReadonlyArray<string> | ReadonlyArray<number>): Statement.Fragment =>
+    isPostgres
+      ? sql`${sql(column)} = ANY(${values})`
+      : sql`${sql(column)} IN (SELECT value FROM json_each(${JSON.stringify(values)}))`
+
+  // SQLite has the lock from BEGIN IMMEDIATE.
+  const forUpdate = sql.literal(isPostgres ? "FOR UPDATE" : "")
+
+  /** Locks a group until the end of the transaction. */
+  const lock = (consumer: string) =>
+    Effect.map(
+      sql<{ last_offset: Integer; parked: Integer; wanted: string }>`
+        SELECT last_offset, parked, wanted FROM effect_units_groups WHERE consumer = ${consumer} ${forUpdate}`,
+      ([row]) => row && { position: Number(row.last_offset), parked: Number(row.parked), wanted: row.wanted }
+    )
+
+  const insert = (consumer: string, rows: ReadonlyArray<DeliveryRow>) => {
+    if (rows.length === 0) return Effect.void
+    const columns = sql.literal("consumer, event_offset, execution, attempts, due_at, member")
+    const values = isPostgres
+      ? sql`SELECT ${consumer}::text, * FROM unnest(
+          ${rows.map((row) => row.event_offset)}::bigint[], ${rows.map((row) => row.execution)}::text[],
+          ${rows.map((row) => row.attempts)}::bigint[], ${rows.map((row) => row.due_at)}::bigint[],
+          ${rows.map((row) => row.member)}::text[])`
+      : sql`SELECT ${consumer}, value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4 FROM json_each(${
+        JSON.stringify(rows.map((row) => [row.event_offset, row.execution, row.attempts, row.due_at, row.member]))
+      })`
+    return Effect.asVoid(sql`INSERT INTO effect_units_deliveries (${columns}) ${values}`)
+  }
+
+  /** Makes due what waits behind events that are out of the way now. */
+  const release = (consumer: string, executions: ReadonlyArray<string | null>) => {
+    const keys = executions.filter((execution) => execution !== null)
+    return keys.length === 0 ? Effect.succeed(false) : Effect.map(
+      sql`UPDATE effect_units_deliveries SET due_at = 0
+        WHERE consumer = ${consumer} AND due_at IS NULL AND parked_at IS NULL AND event_offset IN (
+          SELECT MIN(event_offset) FROM effect_units_deliveries
+          WHERE consumer = ${consumer} AND ${among("execution", keys)} GROUP BY execution
+        ) RETURNING event_offset`,
+      (rows) => rows.length > 0
+    )
+  }
+
+  const remove = Effect.fnUntraced(function*(consumer: string, condition: Statement.Fragment) {
+    const rows = yield* sql<{ event_offset: Integer; execution: string | null }>`
+      DELETE FROM effect_units_deliveries WHERE consumer = ${consumer} AND ${condition}
+      RETURNING event_offset, execution`
+    const released = yield* release(consumer, rows.map(({ execution }) => execution))
+    return { offsets: rows.map(({ event_offset }) => Number(event_offset)), released }
+  })
+
+  const failed = ({ cause, message }: FailureText) => ({ error: message, cause })
+
+  const parked = (failure: FailureText, event: Event | undefined, now: number) => ({
+    ...failed(failure),
+    parked_at: now,
+    due_at: null,
+    member: null,
+    type: event === undefined ? null : Rows.text(isExecutionEvent(event) ? event.event_type : event.type),
+    domain: event === undefined ? null : Rows.text(event.domain),
+    unit_name: event?.unit_name === undefined ? null : Rows.text(event.unit_name)
+  })
+
+  const setParked = (count: number, consumer: string) =>
+    count === 0
+      ? Effect.void
+      : sql`UPDATE effect_units_groups SET parked = parked + ${count} WHERE consumer = ${consumer}`
+
+  const settle = Effect.fnUntraced(function*(
+    member: Pick<Member, "consumer" | "id">,
+    settlements: ReadonlyArray<Settlement>,
+    now: number
+  ) {
+    const { consumer, id } = member
+    const acks = settlements.flatMap((one) => one._tag === "Ack" ? [one.offset] : [])
+    const acked = acks.length === 0
+      ? { offsets: [], released: false }
+      : yield* remove(consumer, sql`member = ${id} AND ${among("event_offset", acks)}`)
+    const settled = new Set<number>(acked.offsets)
+    let newlyParked = 0
+    for (const settlement of settlements) {
+      if (settlement._tag === "Ack") continue
+      const { offset } = settlement
+      const change = settlement._tag === "Retry"
+        ? { ...failed(settlement.failure), due_at: settlement.dueAt, member: null }
+        : parked(settlement.failure, settlement.event, now)
+      const rows = yield* sql`UPDATE effect_units_deliveries SET ${sql.update(change)}
+        WHERE consumer = ${consumer} AND event_offset = ${offset} AND member = ${id} RETURNING event_offset`
+      if (rows.length === 0) continue
+      settled.add(offset)
+      if (settlement._tag === "Park") newlyParked++
+    }
+    return { settled, released: acked.released, newlyParked }
+  })
+
+  const undecodable = (offset: number, cause: unknown): FailureText => ({
+    message: `The event at offset ${offset} cannot be decoded: update effect-units, or edit it`,
+    cause: String(cause)
+  })
+
+  /** What is due: given back and waited, given up by a member that left, or with a member that let its lease run out. */
+  const claimDue = Effect.fnUntraced(function*(member: Member, room: number, now: number) {
+    const { consumer } = member
+    const rows = yield* sql<{
+      event_offset: Integer
+      execution: string | null
+      attempts: Integer
+      member: string | null
+      error: string | null
+      cause: string | null
+      payload: string | null
+    }>`
+      SELECT delivery.event_offset, delivery.execution, delivery.attempts, delivery.member, delivery.error, delivery.cause,
+        COALESCE(delivery.edited, event.payload) AS payload
+      FROM effect_units_deliveries AS delivery
+      LEFT JOIN effect_units_events AS event ON event.event_offset = delivery.event_offset
+      WHERE delivery.consumer = ${consumer} AND delivery.due_at <= ${now}
+      ORDER BY delivery.due_at, delivery.event_offset LIMIT ${room}`
+    const claimed: Array<Claimed> = []
+    const gone: Array<number> = []
+    let newlyParked = 0
+    for (const row of rows) {
+      const offset = Number(row.event_offset)
+      const attempts = Number(row.attempts)
+      if (row.payload === null) {
+        gone.push(offset)
+        continue
+      }
+      const decoded = decode(row.payload)
+      const expired = row.member !== null
+      if (Exit.isFailure(decoded) || (expired && attempts >= member.maxAttempts)) {
+        const failure = Exit.isFailure(decoded)
+          ? undecodable(offset, decoded.cause)
+          : row.error === null
+          ? unseen
+          : { message: row.error, cause: row.cause ?? "" }
+        yield* sql`UPDATE effect_units_deliveries
+          SET ${sql.update(parked(failure, Exit.isSuccess(decoded) ? decoded.value : undefined, now))}
+          WHERE consumer = ${consumer} AND event_offset = ${offset}`
+        newlyParked++
+        continue
+      }
+      claimed.push({ offset, event: decoded.value, attempt: attempts + 1, missed: 0, expired })
+    }
+    // Its event was pruned by somebody who was told to.
+    const removed = gone.length === 0
+      ? { released: false }
+      : yield* remove(consumer, among("event_offset", gone))
+    if (claimed.length > 0) {
+      yield* sql`UPDATE effect_units_deliveries
+        SET attempts = attempts + 1, due_at = ${now + member.ackTimeout}, member = ${member.id}
+        WHERE consumer = ${consumer} AND ${among("event_offset", claimed.map(({ offset }) => offset))}`
+    }
+    claimed.sort((one, other) => one.offset - other.offset)
+    return { claimed, newlyParked, released: removed.released, more: rows.length === room }
+  })
+
+  /** Which of some executions have an event that is not handled. */
+  const unfinished = (consumer: string, executions: ReadonlyArray<string>) =>
+    executions.length === 0
+      ? Effect.succeed(new Set<string>())
+      : Effect.map(
+        sql<{ execution: string }>`SELECT DISTINCT execution FROM effect_units_deliveries
+          WHERE consumer = ${consumer} AND ${among("execution", executions)}`,
+        (rows) => new Set(rows.map(({ execution }) => execution))
+      )
+
+  /** What the log has after the position of the group. */
+  const claimNew = Effect.fnUntraced(function*(member: Member, from: number, room: number, now: number) {
+    const { consumer } = member
+    const conditions = filter(member.wanted)
+    const filtered = conditions.length > 0
+    const payload = filtered ? sql`CASE WHEN ${sql.and(conditions)} THEN payload END AS payload` : sql`payload`
+    const claimed: Array<Claimed> = []
+    let position = from
+    let newlyParked = 0
+    let missed = 0
+    let more = true
+    for (let scan = 0; scan < maxScans && more && claimed.length < room; scan++) {
+      const limit = filtered ? scanSize : room - claimed.length
+      const rows = yield* sql<{ event_offset: Integer; correlation_id: string | null; payload: string | null }>`
+        SELECT event_offset, correlation_id, ${payload} FROM effect_units_events
+        WHERE event_offset > ${position} ORDER BY event_offset LIMIT ${limit}`
+      more = rows.length === limit
+      const executions = rows.flatMap((row) =>
+        row.payload === null || row.correlation_id === null ? [] : [row.correlation_id]
+      )
+      const busy = yield* unfinished(consumer, Array.from(new Set(executions)))
+      const deliveries: Array<DeliveryRow> = []
+      const unreadable: Array<{ readonly offset: number; readonly failure: FailureText }> = []
+      for (const row of rows) {
+        if (claimed.length === room) {
+          more = true
+          break
+        }
+        const offset = Number(row.event_offset)
+        if (!filtered) missed += offset - position - 1
+        position = offset
+        if (row.payload === null) continue
+        const execution = row.correlation_id
+        const delivery = { event_offset: offset, execution, attempts: 0, due_at: null, member: null }
+        if (execution !== null && busy.has(execution)) {
+          deliveries.push(delivery)
+          continue
+        }
+        if (execution !== null) busy.add(execution)
+        const decoded = decode(row.payload)
+        if (Exit.isFailure(decoded)) {
+          deliveries.push(delivery)
+          unreadable.push({ offset, failure: undecodable(offset, decoded.cause) })
+          continue
+        }
+        deliveries.push({ ...delivery, attempts: 1, due_at: now + member.ackTimeout, member: member.id })
+        claimed.push({ offset, event: decoded.value, attempt: 1, missed, expired: false })
+        missed = 0
+      }
+      yield* insert(consumer, deliveries)
+      for (const { failure, offset } of unreadable) {
+        yield* sql`UPDATE effect_units_deliveries SET ${sql.update(parked(failure, undefined, now))}
+          WHERE consumer = ${consumer} AND event_offset = ${offset}`
+        newlyParked++
+      }
+    }
+    if (position > from) {
+      yield* sql`UPDATE effect_units_groups SET last_offset = ${position} WHERE consumer = ${consumer}`
+    }
+    return { claimed, newlyParked, position, more }
+  })
+
+  const openEvents = (consumer: string) =>
+    Effect.map(
+      sql<{ count: Integer }>`SELECT COUNT(*) AS count FROM (
+        SELECT 1 FROM effect_units_deliveries WHERE consumer = ${consumer} AND due_at IS NOT NULL LIMIT ${maxOpen}
+      ) AS counted`,
+      ([row]) => Number(row?.count ?? 0)
+    )
+
+  /** One transaction: what the member has to say, and then as many events as it has room for. */
+  const turn = (
+    member: Member,
+    settlements: ReadonlyArray<Settlement>,
+    room: number
+  ): Effect.Effect<Turned, SqlError.SqlError> =>
+    transact(Effect.gen(function*() {
+      const { consumer } = member
+      const group = yield* lock(consumer)
+      if (group === undefined) return { _tag: "Removed" as const }
+      // Read when the lock is there: who waited long for it holds its leases from now on.
+      const now = clock.currentTimeMillisUnsafe()
+      const { newlyParked: given, released, settled } = yield* settle(member, settlements, now)
+      const result = {
+        _tag: "Turned" as const,
+        settled,
+        released,
+        claimed: [] as ReadonlyArray<Claimed>,
+        more: room > 0,
+        full: false,
+        lag: undefined as number | undefined,
+        newlyParked: given
+      }
+      if (room > 0 && group.wanted !== wantedText(member.wanted)) {
+        if (settlements.length === 0) return { _tag: "OtherFilter" as const }
+      } else if (room > 0) {
+        let { position } = group
+        const due = yield* claimDue(member, room, now)
+        result.claimed = due.claimed
+        result.more = due.more
+        result.released ||= due.released
+        result.newlyParked += due.newlyParked
+        const left = room - due.claimed.length
+        if (left > 0 && !due.more) {
+          result.full = (yield* openEvents(consumer)) >= maxOpen
+          if (!result.full) {
+            const found = yield* claimNew(member, group.position, left, now)
+            result.claimed = [...due.claimed, ...found.claimed]
+            result.more = found.more
+            position = found.position
+            result.newlyParked += found.newlyParked
+          }
+        }
+        result.lag = Math.max(0, (yield* lastOffset) - position)
+      }
+      yield* setParked(result.newlyParked, consumer)
+      return { ...result, parked: group.parked + result.newlyParked }
+    }))
+
+  /** Gives back at once all that a member has, as it leaves. What it did not get to do is no attempt. */
+  const leave = ({ consumer, id }: Pick<Member, "consumer" | "id">) =>
+    transact(Effect.andThen(
+      lock(consumer),
+      Effect.map(
+        sql`UPDATE effect_units_deliveries SET due_at = 0, member = NULL, attempts = attempts - 1
+          WHERE consumer = ${consumer} AND due_at IS NOT NULL AND member = ${id} RETURNING event_offset`,
+        (rows) => rows.length > 0
+      )
+    ))
+
+  /** Acknowledges one event, in the transaction around it. */
+  const acknowledge = ({ consumer, id }: Pick<Member, "consumer" | "id">, offset: number) =>
+    Effect.gen(function*() {
+      yield* lock(consumer)
+      return yield* remove(consumer, sql`event_offset = ${offset} AND member = ${id}`)
+    })
+
+  /**
+   * When there may be something to claim: 0 where the log goes on after the position of the group, or else when the first of its open
+   * events is due. It takes no lock.
+   */
+  const look = (consumer: string) =>
+    Effect.zipWith(
+      lastOffset,
+      sql<{ last_offset: Integer; due: Integer | null }>`
+        SELECT last_offset, (
+          SELECT MIN(due_at) FROM effect_units_deliveries WHERE consumer = ${consumer} AND due_at IS NOT NULL
+        ) AS due FROM effect_units_groups WHERE consumer = ${consumer}`,
+      (last, [group]) => ({
+        // Of a group that was removed a claim says so.
+        lag: group === undefined ? 1 : last - Number(group.last_offset),
+        due: group?.due === null || group === undefined ? Infinity : Number(group.due)
+      })
+    )
+
+  /** Creates a group, where it is not there, and gives it the filter. */
+  const join = <E>(consumer: string, wanted: Wanted, start: Effect.Effect<number, E>) =>
+    Effect.gen(function*() {
+      const text = wantedText(wanted)
+      const exists = Effect.map(
+        sql<{ wanted: string }>`SELECT wanted FROM effect_units_groups WHERE consumer = ${consumer}`,
+        ([row]) => row
+      )
+      const found = yield* exists
+      if (found?.wanted === text) return
+      if (found === undefined) {
+        const row = { consumer, last_offset: yield* start, parked: 0, wanted: text }
+        yield* sql`INSERT INTO effect_units_groups ${sql.insert(row)} ON CONFLICT (consumer) DO NOTHING`
+        if ((yield* exists)?.wanted === text) return
+      }
+      yield* sql`UPDATE effect_units_groups SET wanted = ${text} WHERE consumer = ${consumer}`
+    })
+
+  /** The position right before the oldest event of the log. */
+  const beginning = Effect.flatMap(
+    sql<{ first: Integer | null }>`SELECT MIN(event_offset) AS first FROM effect_units_events`,
+    ([row]) => row === undefined || row.first === null ? lastOffset : Effect.succeed(Number(row.first) - 1)
+  )
+
+  const list: Effect.Effect<ReadonlyArray<Group>, SqlError.SqlError> = Effect.gen(function*() {
+    const last = yield* lastOffset
+    const rows = yield* sql<{ consumer: string; last_offset: Integer; parked: Integer }>`
+      SELECT consumer, last_offset, parked FROM effect_units_groups ORDER BY consumer`
+    return yield* Effect.forEach(rows, (row) =>
+      Effect.map(openEvents(row.consumer), (open) => ({
+        name: Rows.original(row.consumer),
+        position: Number(row.last_offset),
+        lag: Math.max(0, last - Number(row.last_offset)),
+        open,
+        parked: Number(row.parked)
+      })))
+  })
+
+  const removeGroup = (group: string) => {
+    const consumer = Rows.text(group)
+    return transact(Effect.gen(function*() {
+      if ((yield* lock(consumer)) === undefined) return yield* new GroupNotFound({ group })
+      yield* sql`DELETE FROM effect_units_deliveries WHERE consumer = ${consumer}`
+      yield* sql`DELETE FROM effect_units_groups WHERE consumer = ${consumer}`
+    }))
+  }
+
+  const toParked = (row: ParkedRow): ParkedEvent => {
+    const payload = row.edited ?? row.payload
+    const decoded = payload === null ? undefined : decode(payload)
+    const group = Rows.original(row.consumer)
+    const offset = Number(row.event_offset)
+    return {
+      id: parkedId(group, offset),
+      group,
+      offset,
+      ...(decoded !== undefined && Exit.isSuccess(decoded) ? { event: decoded.value } : {}),
+      attempts: Number(row.attempts),
+      error: row.error,
+      cause: row.cause,
+      parked_at: new Date(Number(row.parked_at)).toISOString(),
+      edited: row.edited !== null
+    }
+  }
+
+  const conditionsOf = (parkedFilter: ParkedFilter): ReadonlyArray<Statement.Fragment> => {
+    const oneOf = (column: string, values: ReadonlyArray<string> | undefined) =>
+      values === undefined ? [] : [among(column, values.map(Rows.text))]
+    const { error, group, since, until } = parkedFilter
+    return [
+      sql`parked_at IS NOT NULL`,
+      ...(group === undefined ? [] : [sql`consumer = ${Rows.text(group)}`]),
+      ...oneOf("type", parkedFilter.types),
+      ...oneOf("domain", parkedFilter.domains),
+      ...oneOf("unit_name", parkedFilter.units),
+      ...(since === undefined ? [] : [sql`parked_at >= ${since.epochMilliseconds}`]),
+      ...(until === undefined ? [] : [sql`parked_at < ${until.epochMilliseconds}`]),
+      ...(error === undefined
+        ? []
+        : [sql`LOWER(error) LIKE LOWER(${`%${error.replaceAll(/[\\%_]/g, "\\$&")}%`}) ESCAPE '\\'`])
+    ]
+  }
+
+  /** The newest parked events that fit, with their payloads. */
+  const selectParked = (conditions: ReadonlyArray<Statement.Fragment>, limit: number) => {
+    const order = sql.literal("ORDER BY parked_at DESC, consumer DESC, event_offset DESC")
+    return sql<ParkedRow>`
+      SELECT page.*, event.payload FROM (
+        SELECT consumer, event_offset, attempts, parked_at, error, cause, edited FROM effect_units_deliveries
+        WHERE ${sql.and(conditions)} ${order} LIMIT ${limit}
+      ) AS page LEFT JOIN effect_units_events AS event ON event.event_offset = page.event_offset ${order}`
+  }
+
+  const listParked = (options: ParkedOptions, limit: number) => {
+    const at = options.before
+    const place = at === undefined ? undefined : placeOf(at.id)
+    const before = at === undefined || place === undefined ? [] : [
+      sql`(parked_at, consumer, event_offset) < (${Date.parse(at.parked_at)}, ${
+        Rows.text(place.consumer)
+      }, ${place.offset})`
+    ]
+    return Effect.map(
+      selectParked([...conditionsOf(options), ...before], limit),
+      (rows) => rows.map(toParked)
+    )
+  }
+
+  const named = (id: string) => {
+    const place = placeOf(id)
+    return place === undefined
+      ? Effect.fail(new NotParked({ id }))
+      : Effect.succeed({ consumer: Rows.text(place.consumer), offset: place.offset })
+  }
+
+  const get = Effect.fnUntraced(function*(id: string) {
+    const { consumer, offset } = yield* named(id)
+    const [row] = yield* selectParked(
+      [sql`consumer = ${consumer}`, sql`event_offset = ${offset}`, sql`parked_at IS NOT NULL`],
+      1
+    )
+    return row === undefined ? yield* new NotParked({ id }) : toParked(row)
+  })
+
+  // A replayed event is due before all that is newer.
+  const unparked = { parked_at: null, due_at: 0, attempts: 0, error: null, cause: null }
+
+  const replayAt = (consumer: string, offsets: ReadonlyArray<number>) =>
+    Effect.map(
+      sql`UPDATE effect_units_deliveries SET ${sql.update(unparked)}
+        WHERE consumer = ${consumer} AND parked_at IS NOT NULL AND ${
+        among("event_offset", offsets)
+      } RETURNING event_offset`,
+      (rows) => rows.length
+    )
+
+  const discardAt = (consumer: string, offsets: ReadonlyArray<number>) =>
+    Effect.map(
+      remove(consumer, sql`parked_at IS NOT NULL AND ${among("event_offset", offsets)}`),
+      (removed) => removed.offsets.length
+    )
+
+  type Unpark = typeof replayAt
+
+  const one = (unpark: Unpark) => (id: string) =>
+    Effect.flatMap(named(id), ({ consumer, offset }) =>
+      transact(Effect.gen(function*() {
+        yield* lock(consumer)
+        if ((yield* unpark(consumer, [offset])) === 0) return yield* new NotParked({ id })
+        yield* setParked(-1, consumer)
+      })))
+
+  /** Group by group, oldest event first, of those that are parked now. */
+  const all = (unpark: Unpark) =>
+    Effect.fnUntraced(function*(parkedFilter: ParkedFilter) {
+      const now = clock.currentTimeMillisUnsafe()
+      const groups = yield* sql<{ consumer: string }>`SELECT consumer FROM effect_units_groups
+        WHERE parked > 0 ORDER BY consumer`
+      const conditions = [...conditionsOf(parkedFilter), sql`parked_at <= ${now}`]
+      let count = 0
+      for (const { consumer } of groups) {
+        let after = 0
+        while (true) {
+          const rows = yield* transact(Effect.gen(function*() {
+            yield* lock(consumer)
+            const found = yield* sql<{ event_offset: Integer }>`SELECT event_offset FROM effect_units_deliveries
+              WHERE ${sql.and([sql`consumer = ${consumer}`, sql`event_offset > ${after}`, ...conditions])}
+              ORDER BY event_offset LIMIT ${batchSize}`
+            const offsets = found.map(({ event_offset }) => Number(event_offset))
+            if (offsets.length > 0) yield* setParked(-(yield* unpark(consumer, offsets)), consumer)
+            return offsets
+          }))
+          count += rows.length
+          after = rows.at(-1) ?? after
+          if (rows.length < batchSize) break
+          yield* Effect.yieldNow
+        }
+      }
+      return count
+    })
+
+  const edit = Effect.fnUntraced(function*(id: string, event: Event) {
+    const { consumer, offset } = yield* named(id)
+    const other = new OtherEvent({ id, event_id: event.id })
+    yield* transact(Effect.gen(function*() {
+      yield* lock(consumer)
+      const [row] = yield* sql<{ id: string | null; correlation_id: string | null }>`
+        SELECT event.id, event.correlation_id FROM effect_units_deliveries AS delivery
+        LEFT JOIN effect_units_events AS event ON event.event_offset = delivery.event_offset
+        WHERE delivery.consumer = ${consumer} AND delivery.event_offset = ${offset} AND delivery.parked_at IS NOT NULL`
+      if (row === undefined) return yield* new NotParked({ id })
+      const execution = event.correlation_id === undefined ? null : Rows.text(event.correlation_id)
+      if (row.id !== Rows.text(event.id) || row.correlation_id !== execution) return yield* other
+      yield* sql`UPDATE effect_units_deliveries SET edited = ${encode(event)}
+        WHERE consumer = ${consumer} AND event_offset = ${offset}`
+    }))
+  })
+
+  return {
+    join,
+    beginning,
+    look,
+    turn,
+    leave,
+    acknowledge,
+    list,
+    remove: removeGroup,
+    listParked,
+    get,
+    edit,
+    replay: one(replayAt),
+    discard: one(discardAt),
+    replayAll: all(replayAt),
+    discardAll: all(discardAt)
+  }
+}
+
+/** @internal */
+export type Groups = ReturnType<typeof make>
