@@ -171,7 +171,7 @@ export interface PruneOptions {
   readonly keep?: number | undefined
   /** How many events one transaction looks at. Default 500. */
   readonly batch?: number | undefined
-  /** Whether events go that a group has not acknowledged, parked ones included. Default `false`. */
+  /** Whether events go that a group has not acknowledged, parked ones included, or a checkpoint has not passed. Default `false`. */
   readonly unacknowledged?: boolean | undefined
 }
 
@@ -185,8 +185,8 @@ export interface Pruned {
   readonly events: number
   readonly executions: number
   /**
-   * The group that has come least far, where events would have gone that it has not seen. Where nobody reads for it any more, remove it
-   * with `groups.remove`.
+   * The consumer that has come least far, where older events wait for it. If nobody reads for it any more, `groups.remove` or
+   * `removeCheckpoint` forgets it.
    */
   readonly waiting_for?: string
 }
@@ -385,13 +385,9 @@ export interface Store {
    *
    * **Details**
    *
-   * The started event of an execution that still runs stays, and so does what a group has not seen, not acknowledged, or parked, unless
-   * `unacknowledged` is set; of a parked event that is deleted its error stays. By age it stops at the first batch that holds nothing old enough,
+   * The started event of an execution that still runs stays, and so does what a group has not seen, not acknowledged, or parked, and what lies
+   * after a checkpoint, unless `unacknowledged` is set; of a parked event that is deleted its error stays. By age it stops at the first batch that holds nothing old enough,
    * so an old event that arrived late goes together with those around it. Space is used again; the file does not shrink.
-   *
-   * **Gotchas**
-   *
-   * Checkpoints are not looked at: a reader that is behind what is pruned never sees it.
    */
   readonly prune: (options: PruneOptions) => Effect.Effect<Pruned, EventStoreError>
 
@@ -415,6 +411,9 @@ export interface Store {
 
   /** Saves how far a consumer has come. Inside of `withTransaction` it commits together with what the consumer wrote. */
   readonly saveCheckpoint: (consumer: string, offset: number) => Effect.Effect<void, EventStoreError>
+
+  /** Forgets how far a consumer has come, so that `prune` waits for it no more. */
+  readonly removeCheckpoint: (consumer: string) => Effect.Effect<void, EventStoreError>
 
   /** Runs an effect in a transaction of the store's client, or in the one around it as a savepoint. */
   readonly withTransaction: <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E | EventStoreError, R>
@@ -1437,6 +1436,8 @@ export const make: (
           sql`INSERT INTO effect_units_checkpoints ${sql.insert({ consumer: Rows.text(consumer), last_offset })}
             ON CONFLICT (consumer) DO UPDATE SET last_offset = excluded.last_offset`
         )),
+      removeCheckpoint: (consumer) =>
+        wrap(Effect.asVoid(sql`DELETE FROM effect_units_checkpoints WHERE consumer = ${Rows.text(consumer)}`)),
       withTransaction: <A, E, R>(self: Effect.Effect<A, E, R>) =>
         // The effect's own failures are told from those of BEGIN and COMMIT, whatever they are.
         sql.withTransaction(Effect.mapError(self, (error) => new Inner(error))).pipe(
@@ -1521,7 +1522,7 @@ export const layerCleanup = (options: CleanupOptions): Layer.Layer<never, never,
           Metric.update(Metrics.pruned, events),
           Effect.logInfo(
             `The event store deleted ${events} old events and ${executions} executions` +
-              (waiting_for === undefined ? "" : `; older ones wait for group "${waiting_for}"`)
+              (waiting_for === undefined ? "" : `; older ones wait for "${waiting_for}"`)
           )
         )
       ),

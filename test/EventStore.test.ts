@@ -639,6 +639,8 @@ describe("checkpoints", () => {
         yield* Effect.forEach(["mailer", "a\u0000b", "none"], store.checkpoint),
         [Option.some(5), Option.some(3), Option.none()]
       )
+      yield* store.removeCheckpoint("mailer")
+      assert.deepStrictEqual(yield* store.checkpoint("mailer"), Option.none())
     }))
 })
 
@@ -814,10 +816,10 @@ describe("a store that cannot be used", () => {
       db.close()
       const before = fs.readFileSync(filename)
       const { reason, retryable } = yield* refusal(filename)
-      assert.deepStrictEqual(reason, new EventStore.NewerVersion({ found: 7, known: 1 }))
+      assert.deepStrictEqual(reason, new EventStore.NewerVersion({ found: 7, known: 2 }))
       assert.strictEqual(
         reason.message,
-        "the database has schema version 7 and this program knows 1: update effect-units, or name another database"
+        "the database has schema version 7 and this program knows 2: update effect-units, or name another database"
       )
       assert.isFalse(retryable)
       assert.isTrue(before.equals(fs.readFileSync(filename)))
@@ -849,28 +851,28 @@ describe("the schema", () => {
         Effect.provideService(Migrations.migrate(migrations), SqlClient.SqlClient, sql)
       yield* sql`CREATE TABLE accounts (name TEXT)`
       yield* sql`INSERT INTO accounts VALUES ('ada')`
-      assert.deepStrictEqual(yield* migrate(Migrations.migrations), { found: 1, known: 1, newer: false })
+      assert.deepStrictEqual(yield* migrate(Migrations.migrations), { found: 2, known: 2, newer: false })
       const store = yield* Effect.provideService(EventStore.make(), SqlClient.SqlClient, sql)
       yield* store.append([domainEvent("1")])
 
       const next: Migrations.Migrations = {
         ...Migrations.migrations,
-        "2_note": Effect.asVoid(sql`ALTER TABLE effect_units_events ADD COLUMN note TEXT NOT NULL DEFAULT 'old'`)
+        "3_note": Effect.asVoid(sql`ALTER TABLE effect_units_events ADD COLUMN note TEXT NOT NULL DEFAULT 'old'`)
       }
-      assert.deepStrictEqual(yield* migrate(next), { found: 2, known: 2, newer: false })
+      assert.deepStrictEqual(yield* migrate(next), { found: 3, known: 3, newer: false })
       assert.deepStrictEqual(yield* sql`SELECT id, note FROM effect_units_events`.values, [["1", "old"]])
-      assert.deepStrictEqual(yield* migrate(next), { found: 2, known: 2, newer: false })
-      assert.deepStrictEqual(yield* migrate(Migrations.migrations), { found: 2, known: 1, newer: true })
+      assert.deepStrictEqual(yield* migrate(next), { found: 3, known: 3, newer: false })
+      assert.deepStrictEqual(yield* migrate(Migrations.migrations), { found: 3, known: 2, newer: true })
       assert.deepStrictEqual(yield* sql`SELECT name FROM accounts`.values, [["ada"]])
 
       // One that breaks half way leaves nothing of itself.
       const broken = yield* Effect.exit(migrate({
         ...next,
-        "3_broken": Effect.andThen(sql`CREATE TABLE half (x)`, Effect.asVoid(sql`NONSENSE`))
+        "4_broken": Effect.andThen(sql`CREATE TABLE half (x)`, Effect.asVoid(sql`NONSENSE`))
       }))
       assert.isTrue(Exit.isFailure(broken))
       assert.deepStrictEqual(yield* sql`SELECT name FROM sqlite_schema WHERE name = 'half'`, [])
-      assert.deepStrictEqual(yield* migrate(next), { found: 2, known: 2, newer: false })
+      assert.deepStrictEqual(yield* migrate(next), { found: 3, known: 3, newer: false })
     }))
 })
 

@@ -1,5 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Deferred, Duration, Effect, Exit, Fiber, Layer, Queue, Scope, Stream } from "effect"
+import { Cause, Deferred, Duration, Effect, Exit, Fiber, Layer, Queue, Scope, Stream } from "effect"
 import { TestClock } from "effect/testing"
 import { EventBus, EventPublisher, EventSubscriber } from "../src/index.ts"
 import * as Events from "./fixtures/events.ts"
@@ -62,6 +62,7 @@ describe("fromStream", () => {
       // There is room for the fourth now, and it waits behind those that come again.
       yield* Effect.all(Array.from({ length: 20 }, () => Effect.yieldNow), { discard: true })
       yield* first.retry()
+      yield* TestClock.adjust("1 second")
       assert.deepStrictEqual([shown(yield* next), shown(yield* next), shown(yield* next)], ["1/2", "3/2", "4/1"])
     }))
 
@@ -70,6 +71,7 @@ describe("fromStream", () => {
       const pull = yield* Stream.toPull(yield* EventSubscriber.fromStream(Stream.make(sourced(5, 4)), {}))
       const [first] = yield* pull
       yield* first.retry()
+      yield* TestClock.adjust("1 second")
       const [again] = yield* pull
       assert.deepStrictEqual([first.missed, again.missed], [4, 0])
     }))
@@ -109,6 +111,34 @@ describe("fromStream", () => {
       yield* again?.retry() ?? Effect.void
       yield* again?.ack ?? Effect.void
       assert.deepStrictEqual(yield* take, [])
+    }))
+
+  it.effect("waits twice as long after each attempt, up to a maximum, and holds its room meanwhile", () =>
+    Effect.gen(function*() {
+      const { publish, take } = yield* subscribed({ backoff: { base: "1 second", max: "3 seconds" } })
+      yield* publish(1, 2)
+      // A fifth more or less than 1, 2, 3 and 3 seconds.
+      for (const [attempt, millis] of [1000, 2000, 3000, 3000].entries()) {
+        const [one, ...others] = yield* take
+        assert.deepStrictEqual([one && shown(one), others], [`1/${attempt + 1}`, []])
+        yield* one?.retry(Cause.fail("no")) ?? Effect.void
+        yield* TestClock.adjust(millis * 0.8 - 1)
+        assert.deepStrictEqual(yield* take, [])
+        yield* TestClock.adjust(millis * 0.4 + 2)
+      }
+      const [last] = yield* take
+      yield* last?.ack ?? Effect.void
+      assert.deepStrictEqual((yield* take).map(shown), ["2/1"])
+    }))
+
+  it.effect("takes the acknowledgement of what was given back and waits", () =>
+    Effect.gen(function*() {
+      const { publish, take } = yield* subscribed()
+      yield* publish(1, 2)
+      const [first] = yield* take
+      yield* first?.retry() ?? Effect.void
+      yield* first?.ack ?? Effect.void
+      assert.deepStrictEqual((yield* take).map(shown), ["2/1"])
     }))
 
   it.effect("never delivers again with an endless timeout", () =>
@@ -180,13 +210,71 @@ describe("consume", () => {
       const subscriber = EventSubscriber.EventSubscriber.of({
         subscribe: (options) => EventSubscriber.fromStream(Stream.make(sourced(1), sourced(2), sourced(3)), options)
       })
-      yield* EventSubscriber.consume({}, (event, delivery) =>
+      const consuming = yield* EventSubscriber.consume({}, (event, delivery) =>
         Effect.suspend(() => {
           seen.push(shown(delivery))
           if (event.id === "e2:started" && delivery.attempt === 1) return Effect.fail("not now")
           return event.id === "e2:started" && delivery.attempt === 2 ? Effect.die("nor now") : Effect.void
-        })).pipe(Effect.provideService(EventSubscriber.EventSubscriber, subscriber))
+        })).pipe(Effect.provideService(EventSubscriber.EventSubscriber, subscriber), Effect.forkChild)
+      yield* TestClock.adjust("1 second")
+      yield* Fiber.join(consuming)
       assert.deepStrictEqual(seen, ["1/1", "2/1", "2/2", "2/3", "3/1"])
+    }))
+
+  it.effect("says what a handler failed with, goes on where an acknowledgement was too late, and ends where one fails", () =>
+    Effect.gen(function*() {
+      const told: Array<unknown> = []
+      const failure = (reason?: "lease_lost") =>
+        new EventSubscriber.SubscribeError({ transport: "t", detail: "d", retryable: false, ...(reason && { reason }) })
+      const delivery = (
+        n: number,
+        ack: EventSubscriber.Delivery["ack"]
+      ): EventSubscriber.Delivery => ({
+        ...sourced(n),
+        attempt: 1,
+        ack,
+        retry: (cause) => Effect.sync(() => void told.push(cause))
+      })
+      const subscriber = EventSubscriber.EventSubscriber.of({
+        subscribe: () =>
+          Effect.succeed(Stream.make(
+            delivery(1, Effect.fail(failure("lease_lost"))),
+            delivery(2, Effect.void),
+            delivery(3, Effect.fail(failure())),
+            delivery(4, Effect.sync(() => void told.push("too far")))
+          ))
+      })
+      const exit = yield* EventSubscriber.consume(
+        {},
+        (event) => event.id === "e2:started" ? Effect.fail("not now") : Effect.void
+      )
+        .pipe(Effect.provideService(EventSubscriber.EventSubscriber, subscriber), Effect.exit)
+      assert.deepStrictEqual(exit, Exit.fail(failure()))
+      assert.deepStrictEqual(told, [Cause.fail("not now")])
+    }))
+
+  it.effect("acknowledges while the next event is handled, where more than one may be in flight", () =>
+    Effect.gen(function*() {
+      const acknowledged = yield* Deferred.make<void>()
+      const second = yield* Deferred.make<void>()
+      const subscriber = EventSubscriber.EventSubscriber.of({
+        subscribe: () =>
+          Effect.succeed(Stream.make(
+            ...[1, 2].map((n): EventSubscriber.Delivery => ({
+              ...sourced(n),
+              attempt: 1,
+              ack: n === 1 ? Deferred.await(acknowledged) : Effect.void,
+              retry: () => Effect.void
+            }))
+          ))
+      })
+      const consuming = yield* EventSubscriber.consume(
+        { maxInFlight: 2 },
+        (event) => event.id === "e2:started" ? Deferred.succeed(second, undefined) : Effect.void
+      ).pipe(Effect.provideService(EventSubscriber.EventSubscriber, subscriber), Effect.forkChild)
+      yield* Deferred.await(second)
+      yield* Deferred.succeed(acknowledged, undefined)
+      yield* Fiber.join(consuming)
     }))
 })
 

@@ -474,11 +474,10 @@ export const make = (surroundings: Surroundings) => {
     ))
 
   /** Acknowledges one event, in the transaction around it. */
-  const acknowledge = ({ consumer, id }: Pick<Member, "consumer" | "id">, offset: number) =>
-    Effect.gen(function*() {
-      yield* lock(consumer)
-      return yield* remove(consumer, sql`event_offset = ${offset} AND member = ${id}`)
-    })
+  const acknowledge = Effect.fnUntraced(function*({ consumer, id }: Pick<Member, "consumer" | "id">, offset: number) {
+    yield* lock(consumer)
+    return yield* remove(consumer, sql`event_offset = ${offset} AND member = ${id}`)
+  })
 
   /**
    * When there may be something to claim: 0 where the log goes on after the position of the group, or else when the first of its open
@@ -499,22 +498,21 @@ export const make = (surroundings: Surroundings) => {
     )
 
   /** Creates a group, where it is not there, and gives it the filter. */
-  const join = <E>(consumer: string, wanted: Wanted, start: Effect.Effect<number, E>) =>
-    Effect.gen(function*() {
-      const text = wantedText(wanted)
-      const exists = Effect.map(
-        sql<{ wanted: string }>`SELECT wanted FROM effect_units_groups WHERE consumer = ${consumer}`,
-        ([row]) => row
-      )
-      const found = yield* exists
-      if (found?.wanted === text) return
-      if (found === undefined) {
-        const row = { consumer, last_offset: yield* start, parked: 0, wanted: text }
-        yield* sql`INSERT INTO effect_units_groups ${sql.insert(row)} ON CONFLICT (consumer) DO NOTHING`
-        if ((yield* exists)?.wanted === text) return
-      }
-      yield* sql`UPDATE effect_units_groups SET wanted = ${text} WHERE consumer = ${consumer}`
-    })
+  const join = Effect.fnUntraced(function*<E>(consumer: string, wanted: Wanted, start: Effect.Effect<number, E>) {
+    const text = wantedText(wanted)
+    const exists = Effect.map(
+      sql<{ wanted: string }>`SELECT wanted FROM effect_units_groups WHERE consumer = ${consumer}`,
+      ([row]) => row
+    )
+    const found = yield* exists
+    if (found?.wanted === text) return
+    if (found === undefined) {
+      const row = { consumer, last_offset: yield* start, parked: 0, wanted: text }
+      yield* sql`INSERT INTO effect_units_groups ${sql.insert(row)} ON CONFLICT (consumer) DO NOTHING`
+      if ((yield* exists)?.wanted === text) return
+    }
+    yield* sql`UPDATE effect_units_groups SET wanted = ${text} WHERE consumer = ${consumer}`
+  })
 
   /** The position right before the oldest event of the log. */
   const beginning = Effect.flatMap(

@@ -30,10 +30,12 @@ export const make = (surroundings: {
 }): (options: PruneOptions) => Effect.Effect<Pruned, SqlError.SqlError> => {
   const { clock, lastOffset, sql, transact } = surroundings
 
-  /** The group that has come least far. */
+  /** The consumer that has come least far. */
   const slowest = Effect.map(
     sql<{ consumer: string; last_offset: Integer }>`
-      SELECT consumer, last_offset FROM effect_units_groups ORDER BY last_offset, consumer LIMIT 1`,
+      SELECT consumer, last_offset FROM effect_units_groups
+      UNION ALL SELECT consumer, last_offset FROM effect_units_checkpoints
+      ORDER BY last_offset, consumer LIMIT 1`,
     ([row]) => row && { name: Rows.original(row.consumer), position: Number(row.last_offset) }
   )
 
@@ -50,13 +52,13 @@ export const make = (surroundings: {
         WHERE event_offset > ${after} ORDER BY event_offset LIMIT ${limit}`
 
     const pruneBatch = Effect.fnUntraced(function*(after: number) {
-      const group = unacknowledged ? undefined : yield* slowest
+      const consumer = unacknowledged ? undefined : yield* slowest
       const [range] = yield* sql<{ last: Integer | null; old: Integer }>`
         SELECT MAX(event_offset) AS last, COUNT(CASE WHEN ${isOld} THEN 1 END) AS old
         FROM (${oldest(after, size)}) AS oldest`
       if (range === undefined || range.last === null || Number(range.old) === 0) return undefined
-      const last = group === undefined ? Number(range.last) : Math.min(Number(range.last), group.position)
-      if (group !== undefined && last <= after) return { group: group.name }
+      const last = consumer === undefined ? Number(range.last) : Math.min(Number(range.last), consumer.position)
+      if (consumer !== undefined && last <= after) return { consumer: consumer.name }
       const isIn = sql`event_offset > ${after} AND event_offset <= ${last}`
       // By consumer, so that the primary key of the table leads to them.
       const isKept = unacknowledged ? sql`` : sql`AND event_offset NOT IN (
@@ -69,7 +71,7 @@ export const make = (surroundings: {
         WHERE ended_offset > ${after} AND ended_offset <= ${last}
           AND NOT EXISTS (SELECT 1 FROM effect_units_events WHERE event_offset = ended_offset)
         RETURNING ended_offset`
-      return { group: undefined, last, events: events.length, executions: executions.length }
+      return { consumer: undefined, last, events: events.length, executions: executions.length }
     })
 
     const total = { events: 0, executions: 0 }
@@ -78,7 +80,7 @@ export const make = (surroundings: {
       const began = monotonicMillis()
       const pruned = yield* transact(pruneBatch(after))
       if (pruned === undefined) return total
-      if (pruned.group !== undefined) return { ...total, waiting_for: pruned.group }
+      if (pruned.consumer !== undefined) return { ...total, waiting_for: pruned.consumer }
       total.events += pruned.events
       total.executions += pruned.executions
       after = pruned.last
