@@ -47,7 +47,10 @@ export const describe = (cause: Cause.Cause<unknown>): FailureText => {
     if (Cause.isFailReason(reason)) collectSecrets(reason.error, secrets)
     else if (Cause.isDieReason(reason)) collectSecrets(reason.defect, secrets)
   }
-  const hidden = (text: string, longest: number): string => storable(String(Encode.scrub(text, secrets)), longest)
+  const hidden = (text: string, longest: number): string => {
+    const scrubbed = Encode.scrub(text, secrets)
+    return storable(typeof scrubbed === "string" ? scrubbed : "", longest)
+  }
   const isInterrupted = cause.reasons.length > 0 && Cause.hasInterruptsOnly(cause)
   try {
     return {

@@ -413,53 +413,52 @@ export const make = (surroundings: Surroundings) => {
       ([row]) => Number(row?.count ?? 0)
     )
 
+  /** What is due, and then what is new. */
+  const claim = Effect.fnUntraced(function*(member: Member, position: number, room: number, now: number) {
+    const due = yield* claimDue(member, room, now)
+    const left = room - due.claimed.length
+    const isFull = left > 0 && !due.more && (yield* openEvents(member.consumer)) >= maxOpen
+    const found = left > 0 && !due.more && !isFull
+      ? yield* claimNew(member, position, left, now)
+      : { claimed: [], newlyParked: 0, position, more: due.more }
+    return {
+      claimed: [...due.claimed, ...found.claimed],
+      newlyParked: due.newlyParked + found.newlyParked,
+      released: due.released,
+      more: found.more,
+      full: isFull,
+      lag: Math.max(0, (yield* lastOffset) - found.position)
+    }
+  })
+
+  const nothing = { claimed: [], newlyParked: 0, released: false, more: true, full: false, lag: undefined }
+
   /** One transaction: what the member has to say, and then as many events as it has room for. */
   const turn = (
     member: Member,
     settlements: ReadonlyArray<Settlement>,
     room: number
   ): Effect.Effect<Turned, SqlError.SqlError> =>
-    transact(Effect.gen(function*() {
+    transact(Effect.gen(function*(): Effect.gen.Return<Turned, SqlError.SqlError> {
       const { consumer } = member
       const group = yield* lock(consumer)
-      if (group === undefined) return { _tag: "Removed" as const }
+      if (group === undefined) return { _tag: "Removed" }
+      const isOther = room > 0 && group.wanted !== wantedText(member.wanted)
+      if (isOther && settlements.length === 0) return { _tag: "OtherFilter" }
       // Read when the lock is there: who waited long for it holds its leases from now on.
       const now = clock.currentTimeMillisUnsafe()
-      const { newlyParked: given, released, settled } = yield* settle(member, settlements, now)
-      const result = {
-        _tag: "Turned" as const,
-        settled,
-        released,
-        claimed: [] as ReadonlyArray<Claimed>,
-        more: room > 0,
-        full: false,
-        lag: undefined as number | undefined,
-        newlyParked: given
+      const said = yield* settle(member, settlements, now)
+      const got = room > 0 && !isOther ? yield* claim(member, group.position, room, now) : nothing
+      const newlyParked = said.newlyParked + got.newlyParked
+      yield* setParked(newlyParked, consumer)
+      return {
+        _tag: "Turned",
+        ...got,
+        settled: said.settled,
+        released: said.released || got.released,
+        parked: group.parked + newlyParked,
+        newlyParked
       }
-      if (room > 0 && group.wanted !== wantedText(member.wanted)) {
-        if (settlements.length === 0) return { _tag: "OtherFilter" as const }
-      } else if (room > 0) {
-        let { position } = group
-        const due = yield* claimDue(member, room, now)
-        result.claimed = due.claimed
-        result.more = due.more
-        result.released ||= due.released
-        result.newlyParked += due.newlyParked
-        const left = room - due.claimed.length
-        if (left > 0 && !due.more) {
-          result.full = (yield* openEvents(consumer)) >= maxOpen
-          if (!result.full) {
-            const found = yield* claimNew(member, group.position, left, now)
-            result.claimed = [...due.claimed, ...found.claimed]
-            result.more = found.more
-            position = found.position
-            result.newlyParked += found.newlyParked
-          }
-        }
-        result.lag = Math.max(0, (yield* lastOffset) - position)
-      }
-      yield* setParked(result.newlyParked, consumer)
-      return { ...result, parked: group.parked + result.newlyParked }
     }))
 
   /** Gives back at once all that a member has, as it leaves. What it did not get to do is no attempt. */

@@ -8,7 +8,7 @@ import { withServer } from "../servers.ts"
 const promises: Promises = {
   durable: true,
   ordered: "global",
-  groups: false,
+  groups: true,
   replay: true,
   dedup: "forever",
   transactional: false,
