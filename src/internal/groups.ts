@@ -194,16 +194,16 @@ export const make = (surroundings: Surroundings) => {
 
   const insert = (consumer: string, rows: ReadonlyArray<DeliveryRow>) => {
     if (rows.length === 0) return Effect.void
-    const columns = sql.literal("consumer, event_offset, execution, attempts, due_at, member")
-    const values = isPostgres
-      ? sql`SELECT ${consumer}::text, * FROM unnest(
-          ${rows.map((row) => row.event_offset)}::bigint[], ${rows.map((row) => row.execution)}::text[],
-          ${rows.map((row) => row.attempts)}::bigint[], ${rows.map((row) => row.due_at)}::bigint[],
-          ${rows.map((row) => row.member)}::text[])`
-      : sql`SELECT ${consumer}, value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4 FROM json_each(${
-        JSON.stringify(rows.map((row) => [row.event_offset, row.execution, row.attempts, row.due_at, row.member]))
-      })`
-    return Effect.asVoid(sql`INSERT INTO effect_units_deliveries (${columns}) ${values}`)
+    const list = JSON.stringify(
+      rows.map((row) => [row.event_offset, row.execution, row.attempts, row.due_at, row.member])
+    )
+    const each = isPostgres
+      ? sql`json_array_elements(${list}::json) AS each (value)`
+      : sql`json_each(${list})`
+    return Effect.asVoid(sql`
+      INSERT INTO effect_units_deliveries (consumer, event_offset, execution, attempts, due_at, member)
+      SELECT CAST(${consumer} AS TEXT), CAST(value ->> 0 AS BIGINT), value ->> 1, CAST(value ->> 2 AS BIGINT),
+        CAST(value ->> 3 AS BIGINT), value ->> 4 FROM ${each}`)
   }
 
   /** Makes due what waits behind events that are out of the way now. */
