@@ -11,6 +11,7 @@
  *     node benchmarks/publishers.ts [--quick] [--json FILE]
  */
 import * as NodeHttpClient from "@effect/platform-node/NodeHttpClient"
+import * as PgClient from "@effect/sql-pg/PgClient"
 import { jetstream, jetstreamManager } from "@nats-io/jetstream"
 import { connect } from "@nats-io/transport-node"
 import { Context, Effect, Exit, Layer, Redacted, References, Scope, Stream } from "effect"
@@ -24,18 +25,22 @@ import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { DatabaseSync } from "node:sqlite"
 import { createClient } from "redis"
+import * as PostgresClient from "../src/backends/Postgres.ts"
 import * as EventPublisher from "../src/EventPublisher.ts"
 import * as EventStore from "../src/EventStore.ts"
 import * as EventSubscriber from "../src/EventSubscriber.ts"
 import type { ExecutionEvent } from "../src/ExecutionEvent.ts"
 import { uuidV7 } from "../src/internal/ids.ts"
 import * as Nats from "../src/publishers/Nats.ts"
+import * as Postgres from "../src/publishers/Postgres.ts"
 import * as Redis from "../src/publishers/Redis.ts"
 import * as Sqlite from "../src/publishers/Sqlite.ts"
 import * as Webhook from "../src/publishers/Webhook.ts"
 import { ownNats, ownRedis } from "../test/fixtures/ownServer.ts"
+import { answers, urlOf } from "../test/servers.ts"
 import { eventsOf, makeEvents } from "./events.ts"
 import { main, type Report } from "./harness.ts"
+import * as PlainSql from "./plainSql.ts"
 
 type Event = ExecutionEvent
 type Events = ReadonlyArray<Event>
@@ -61,7 +66,10 @@ interface Opened {
 
 interface Transport {
   readonly name: string
+  /** What starts it, where it is a server of its own. */
   readonly program?: string
+  /** Where it is, where it runs already. */
+  readonly url?: string
   readonly open: Effect.Effect<Opened, unknown, Scope.Scope>
 }
 
@@ -111,22 +119,17 @@ const sqlite: Transport = {
     const filename = join(folder, "events.db")
     const store = Layer.succeedContext(yield* Layer.build(EventStore.layerSqlite({ filename })))
     const strict = Layer.provide(Sqlite.layerStore({ policy: "closed", capacity }), store)
+    const plain = join(folder, "plain.db")
+    yield* Effect.scoped(Layer.build(EventStore.layerSqlite({ filename: plain })))
     const db = yield* Effect.acquireRelease(
       Effect.sync(() => {
-        const db = new DatabaseSync(join(folder, "plain.db"))
-        db.exec(
-          "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; CREATE TABLE events (id TEXT PRIMARY KEY, body TEXT)"
-        )
+        const db = new DatabaseSync(plain)
+        db.exec("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL")
         return db
       }),
       (db) => Effect.sync(() => db.close())
     )
-    const insert = db.prepare("INSERT INTO events (id, body) VALUES (?, ?)")
-    const together = async (events: Events): Promise<void> => {
-      db.exec("BEGIN IMMEDIATE")
-      for (const event of events) insert.run(event.id, JSON.stringify(event))
-      db.exec("COMMIT")
-    }
+    const together = PlainSql.sqlite(db)
     return {
       publisher: yield* publisherOf(strict),
       bulk: Layer.provide(Sqlite.layerStore({ capacity, batch: rowsAtOnce }), store),
@@ -135,6 +138,35 @@ const sqlite: Transport = {
     }
   })
 }
+
+const postgres: Transport = {
+  name: "PostgreSQL",
+  url: urlOf("PostgreSQL"),
+  open: Effect.gen(function*() {
+    const options = { url: Redacted.make(urlOf("PostgreSQL")) }
+    const [schema, plain] = [0, 1].map((index) => `bench_${uuidV7(Date.now() + index).replaceAll("-", "")}`)
+    const admin = yield* clientOf(options)
+    yield* Effect.addFinalizer(() =>
+      Effect.orDie(admin`DROP SCHEMA IF EXISTS ${admin(schema!)}, ${admin(plain!)} CASCADE`.pipe(Effect.asVoid))
+    )
+    const store = Layer.succeedContext(
+      yield* Layer.build(Layer.provideMerge(Postgres.layerEventStore(), PostgresClient.layer({ ...options, schema })))
+    )
+    yield* Effect.scoped(
+      Layer.build(Layer.provide(Postgres.layerEventStore(), PostgresClient.layer({ ...options, schema: plain })))
+    )
+    const together = PlainSql.postgres(yield* clientOf({ ...options, schema: plain }))
+    return {
+      publisher: yield* publisherOf(Layer.provide(Postgres.layerStore({ policy: "closed", capacity }), store)),
+      bulk: Layer.provide(Postgres.layerStore({ capacity, batch: rowsAtOnce }), store),
+      subscriber: Layer.provide(Postgres.layerSubscriber(), store),
+      raw: { together, bulk: inBatches(rowsAtOnce, together) }
+    }
+  })
+}
+
+const clientOf = (options: PostgresClient.Options) =>
+  Effect.map(Layer.build(PostgresClient.layer(options)), (context) => Context.get(context, PgClient.PgClient))
 
 const inBatches = (size: number, together: (events: Events) => Promise<unknown>) => async (events: Events) => {
   for (let from = 0; from < events.length; from += size) await together(events.slice(from, from + size))
@@ -280,6 +312,12 @@ const webhook: Transport = {
     )
     const publisher = yield* publisherOf(layer)
     const send = async (events: Events): Promise<void> => {
+      // The publisher sends no more than a mebibyte at once.
+      if (events.length > 1 && events.length * JSON.stringify(events[0]).length > 1_000_000) {
+        const half = events.length >> 1
+        await send(events.slice(0, half))
+        return send(events.slice(half))
+      }
       const body = JSON.stringify(events.map((data) => ({
         specversion: "1.0",
         id: data.id,
@@ -480,8 +518,12 @@ const rowOf = (compared: Compared): Report["rows"][number] => {
   }
 }
 
-const isInstalled = ({ program }: Transport): boolean =>
-  program === undefined || spawnSync(program, ["--version"]).error === undefined
+const missing = async ({ name, program, url }: Transport): Promise<string | undefined> => {
+  if (program !== undefined && spawnSync(program, ["--version"]).error !== undefined) {
+    return `${name} is left out: ${program} is not installed.`
+  }
+  return url === undefined || await answers(url) ? undefined : `${name} is left out: nothing answers at ${url}.`
+}
 
 const measure = async (
   { name, open }: Transport,
@@ -548,13 +590,17 @@ const measure = async (
   }
 }
 
-const transports: ReadonlyArray<Transport> = [sqlite, nats, redis, webhook]
+const transports: ReadonlyArray<Transport> = [sqlite, postgres, nats, redis, webhook]
 
 /** Every transport, in the order of the table. */
 export const run = async (quick: boolean): Promise<Report> => {
-  const [present, missing] = [transports.filter(isInstalled), transports.filter((each) => !isInstalled(each))]
   const rows: Array<Compared> = []
-  for (const transport of present) rows.push(...await measure(transport, quick))
+  const leftOut: Array<string> = []
+  for (const transport of transports) {
+    const reason = await missing(transport)
+    if (reason === undefined) rows.push(...await measure(transport, quick))
+    else leftOut.push(reason)
+  }
   const bulk = (transport: Transport): Compared | undefined =>
     rows.find((row) => row.transport === transport.name && row.what === "in bulk" && row.size === 16)
   const atLeast = (transport: Transport, least: number) => {
@@ -570,19 +616,18 @@ export const run = async (quick: boolean): Promise<Report> => {
     rows: rows.map(rowOf),
     notes: [
       "An event is some 400 bytes and its payload. A client alone does the same to the same server with the same durability, as many at a " +
-      "time, but no more: no order, no repetition, and for SQL one table of ids and texts. Events a second: the best of some rounds, in " +
+      "time, but no more: no order, no repetition, no second writer; for SQL it writes the same rows of the same tables. Events a second: the best of some rounds, in " +
       "turns; latencies: of all rounds. Latencies of a webhook: until the receiver has the event.",
-      ...missing.map(({ name, program }) => `${name} is left out: ${program} is not installed.`)
+      ...leftOut
     ],
     targets: [
       ...atLeast(nats, 20_000),
-      ...present.flatMap((transport) =>
-        rows.filter((row) => row.transport === transport.name && row.alone.length > 0).map((row) => ({
-          target: `${transport.name}, ${row.what}, ${whole(row.size)} bytes: at least 80 % of the client alone`,
-          measured: `${Math.round(100 * share(row))} %`,
-          met: share(row) >= 0.8
-        }))
-      )
+      ...atLeast(postgres, 30_000),
+      ...rows.filter((row) => row.alone.length > 0).map((row) => ({
+        target: `${row.transport}, ${row.what}, ${whole(row.size)} bytes: at least 80 % of the client alone`,
+        measured: `${Math.round(100 * share(row))} %`,
+        met: share(row) >= 0.8
+      }))
     ]
   }
 }

@@ -44,7 +44,8 @@ export const urlOf = (server: Server): string => process.env[known[server].varia
 /** How often, and how much larger, suites run what takes long: 0 by default, the value of `STRESS` where it is set. */
 export const stress = Number(process.env["STRESS"] ?? 0)
 
-const answers = (address: string): Promise<boolean> =>
+/** Whether something takes connections there. */
+export const answers = (address: string): Promise<boolean> =>
   new Promise((resolve) => {
     const { hostname, port } = new URL(address)
     const socket = net.connect({ host: hostname, port: Number(port), timeout: 2000 })
