@@ -364,6 +364,10 @@ describe("device.health", () => {
         yield* Effect.flip(Device.health({ device_id: "gpu-1" })),
         new Device.DeviceNotFound({ device_id: "gpu-1" })
       )
+      const { calls } = yield* World
+      const before = calls().length
+      yield* statuses
+      assert.strictEqual(calls().length, before + 1)
     })
   )
 
