@@ -295,10 +295,11 @@ const make = Effect.fnUntraced(function*(options: Options) {
       const answers = yield* Effect.forEach(
         live,
         (endpoint) =>
-          Effect.map(
-            Effect.result(modelsOf(endpoint, true)),
-            (result) => Result.isFailure(result) ? [] : [{ endpoint, models: result.success }]
-          ),
+          Effect.map(Effect.result(ask(endpoint)), (result): ReadonlyArray<Served> => {
+            if (Result.isSuccess(result)) return [{ endpoint, models: declared(endpoint, result.success) }]
+            // It is there, and has no list.
+            return result.failure._tag === "Refused" ? [{ endpoint, models: declared(endpoint, []) }] : []
+          }),
         { concurrency }
       )
       return answers.flat()

@@ -85,9 +85,13 @@ const send = async (response: Http.ServerResponse, parts: ReadonlyArray<Buffer>)
   for (const part of parts) {
     if (response.destroyed) return
     await new Promise<void>((resolve) => {
+      const done = () => {
+        response.off("close", done)
+        resolve()
+      }
       // A client that leaves takes the callback with it.
-      response.once("close", resolve)
-      response.write(part, () => resolve())
+      response.on("close", done)
+      response.write(part, done)
     })
     await sleep()
   }
