@@ -1,28 +1,21 @@
 /** Units under the transactional policy, whose process dies in the middle of it: what they wrote and what they say of it agree. */
 import { assert, describe, it } from "@effect/vitest"
-import { Effect, Queue } from "effect"
+import { Array as Arr, Effect, Queue, Redacted } from "effect"
 import { SqlClient } from "effect/sql"
 import * as fs from "node:fs"
 import * as os from "node:os"
 import * as path from "node:path"
+import * as Postgres from "../src/backends/Postgres.ts"
 import * as DomainEvent from "../src/DomainEvent.ts"
 import type * as EventPublisher from "../src/EventPublisher.ts"
 import * as EventStore from "../src/EventStore.ts"
 import * as ExecutionEvent from "../src/ExecutionEvent.ts"
 import * as ChildProcess from "./fixtures/childProcess.ts"
-import { type Dialect, services } from "./fixtures/transactionalWorld.ts"
-import { stress } from "./servers.ts"
+import { applicationName, schemaOf, services, type Where } from "./fixtures/transactionalWorld.ts"
+import { stress, withServer } from "./servers.ts"
 
-const steps = [
-  "before insert",
-  "after insert",
-  "before commit",
-  "after commit",
-  "after event",
-  "before event",
-  "after pruned events",
-  "before prune"
-] as const
+/** Where a process dies: around a unit's own write, around a commit, between the parts of an append to the log, and of pruning. */
+const steps = ["before insert", "after insert", "before commit", "after commit", "after event", "after pruned events"]
 
 const allEvents = Effect.fnUntraced(function*(store: EventStore.Store) {
   const events: Array<EventPublisher.Event> = []
@@ -84,40 +77,83 @@ const inspect = Effect.fnUntraced(function*(known: ReadonlySet<string>) {
   return { models, abandoned: failures.length, events: events.length }
 })
 
-const crash = Effect.fnUntraced(function*(dialect: Dialect, step: string, where: string, seeds: ReadonlyArray<number>) {
-  const child = yield* ChildProcess.start("transactionalProcess.ts", dialect, step, where, ...seeds.map(String))
+/** Lets worlds crash at a step, as many in one process as their database has room for, and looks at each of them. */
+const crash = Effect.fnUntraced(function*(
+  where: Where,
+  step: string,
+  seeds: ReadonlyArray<number>,
+  gone: (seeds: ReadonlyArray<number>) => Effect.Effect<void>,
+  known: Map<number, ReadonlySet<string>>
+) {
+  const child = yield* ChildProcess.start("transactionalProcess.ts", JSON.stringify(where), step, ...seeds.map(String))
   assert.deepStrictEqual(yield* Queue.collect(child.lines), [`stopped ${seeds.length}`])
+  yield* gone(seeds)
+  const abandoned = yield* Effect.forEach(seeds, (seed) =>
+    inspect(known.get(seed) ?? new Set()).pipe(
+      Effect.provide(services(where, seed)),
+      Effect.map((found) => {
+        known.set(seed, found.models)
+        return found.abandoned
+      })
+    ), { concurrency: 4 })
+  return sum(abandoned)
 })
+
+const sum = (numbers: ReadonlyArray<number>): number => numbers.reduce((total, number) => total + number, 0)
 
 const worlds = 50 * Math.max(1, stress)
 
-describe("SQLite", () => {
-  it.live(
-    `a process that dies at any step leaves models and log in agreement, ${worlds} times a step`,
-    () =>
-      Effect.gen(function*() {
-        const directory = yield* Effect.acquireRelease(
-          Effect.sync(() => fs.mkdtempSync(path.join(os.tmpdir(), "effect-units-transactional-"))),
-          (directory) => Effect.sync(() => fs.rmSync(directory, { recursive: true }))
-        )
-        const seeds = Array.from({ length: worlds }, (_, seed) => seed)
-        const known = new Map<number, ReadonlySet<string>>()
-        let abandoned = 0
-        for (const step of steps) {
-          yield* crash("sqlite", step, directory, seeds)
-          for (const seed of seeds) {
-            const found = yield* Effect.provide(
-              inspect(known.get(seed) ?? new Set()),
-              services("sqlite", directory, seed)
-            )
-            known.set(seed, found.models)
-            abandoned += found.abandoned
-          }
-        }
-        // The processes did die in the middle of something.
-        assert.isAbove(abandoned, worlds)
-        assert.isAbove([...known.values()].reduce((sum, { size }) => sum + size, 0), worlds)
-      }),
-    300_000
+const crashEverywhere = Effect.fnUntraced(function*(
+  where: Where,
+  steps: ReadonlyArray<string>,
+  atOnce: number,
+  gone: (seeds: ReadonlyArray<number>) => Effect.Effect<void>
+) {
+  const known = new Map<number, ReadonlySet<string>>()
+  const groups = Arr.chunksOf(Array.from({ length: worlds }, (_, seed) => seed), atOnce)
+  const abandoned = yield* Effect.forEach(
+    steps,
+    (step) => Effect.forEach(groups, (seeds) => crash(where, step, seeds, gone, known))
   )
+  // They did die in the middle of something, and had done something before.
+  assert.isAbove(sum(abandoned.flat()), worlds)
+  assert.isAbove(sum([...known.values()].map(({ size }) => size)), worlds)
+})
+
+const title = `a process that dies at any step leaves models and log in agreement, ${worlds} times a step`
+
+describe("SQLite", () => {
+  it.live(title, () =>
+    Effect.gen(function*() {
+      const directory = yield* Effect.acquireRelease(
+        Effect.sync(() => fs.mkdtempSync(path.join(os.tmpdir(), "effect-units-transactional-"))),
+        (directory) => Effect.sync(() => fs.rmSync(directory, { recursive: true }))
+      )
+      yield* crashEverywhere({ directory }, steps, 50, () => Effect.void)
+    }), 600_000 * Math.max(1, stress))
+})
+
+await withServer("PostgreSQL", "PostgreSQL", (url) => {
+  it.live(title, () =>
+    Effect.gen(function*() {
+      const prefix = `effect_units_crash_${process.pid}`
+      const server = Postgres.layer({ url: Redacted.make(url) })
+      yield* Effect.addFinalizer(() =>
+        SqlClient.SqlClient.use((sql) =>
+          Effect.forEach(
+            Array.from({ length: worlds }, (_, seed) => schemaOf(prefix, seed)),
+            (schema) => sql`DROP SCHEMA IF EXISTS ${sql(schema)} CASCADE`,
+            { discard: true }
+          )
+        ).pipe(Effect.provide(server), Effect.orDie)
+      )
+      // What a process had sent before it died the server still does.
+      const gone = (seeds: ReadonlyArray<number>) =>
+        SqlClient.SqlClient.use((sql) => {
+          const names = seeds.map((seed) => applicationName(prefix, seed))
+          const left = sql`SELECT pid FROM pg_stat_activity WHERE ${sql.in("application_name", names)}`
+          return Effect.repeat(left, { until: (rows) => rows.length === 0 })
+        }).pipe(Effect.provide(server), Effect.orDie, Effect.asVoid)
+      yield* crashEverywhere({ url, prefix }, [...steps, "after staged"], 16, gone)
+    }), 600_000 * Math.max(1, stress))
 })
