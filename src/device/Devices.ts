@@ -184,12 +184,20 @@ const watts = (
   return used.length === 0 || nanos <= 0 ? null : used.reduce((sum, one) => sum + one, 0) * 1000 / nanos
 }
 
+/** What came of looking for GPUs, and when, in milliseconds. */
+interface Look {
+  readonly at: number
+  readonly found: Result.Result<ReadonlyArray<Gpu>, NvidiaSmiError>
+}
+
+const listed = (look: Look | undefined): ReadonlyArray<Gpu> =>
+  look === undefined ? [] : Result.getOrElse(look.found, () => [])
+
 const make = Effect.fnUntraced(function*({ thresholds = { temperature: 90, memory_percent: 95 } }: Options) {
   const host = yield* Host
   const smi = yield* NvidiaSmi
 
-  /** The last list of GPUs that there was, and when, in milliseconds. */
-  let last: { readonly at: number; readonly gpus: ReadonlyArray<Gpu> } | undefined
+  let last: Look | undefined
   /** Each GPU that was there, by its identity, and has not been taken away since. */
   const known = new Map<string, Gpu>()
   /** What was in the log last, which need not be there again before it changes. */
@@ -201,20 +209,24 @@ const make = Effect.fnUntraced(function*({ thresholds = { temperature: 90, memor
   const locks = new Map<string, Semaphore.Semaphore>()
 
   const lookForGpus = Effect.gen(function*() {
-    const gpus = yield* Effect.catchIf(
+    const found = yield* Effect.result(Effect.catchIf(
       smi.gpus,
       (error) => error.reason._tag === "NotInstalled",
       () => Effect.succeed<ReadonlyArray<Gpu>>([])
-    )
-    last = { at: yield* Clock.currentTimeMillis, gpus }
-    for (const gpu of gpus) known.set(identityOf(gpu), gpu)
-    return gpus
+    ))
+    last = { at: yield* Clock.currentTimeMillis, found }
+    for (const gpu of listed(last)) known.set(identityOf(gpu), gpu)
+    return yield* Effect.fromResult(found)
   })
 
-  const recentGpus = Effect.flatMap(
+  /** The last look, unless it is too old to say how things are. */
+  const recent = Effect.map(
     Clock.currentTimeMillis,
-    (now) => last !== undefined && now - last.at < infoMillis ? Effect.succeed(last.gpus) : lookForGpus
+    (now) => last !== undefined && now - last.at < infoMillis ? last : undefined
   )
+
+  // That the program failed is as good for as long: one that hangs takes its time.
+  const recentGpus = Effect.flatMap(recent, (look) => look === undefined ? lookForGpus : Effect.fromResult(look.found))
 
   const gpu = (device_id: string): Effect.Effect<Gpu, DeviceNotFound | DeviceUnreachable> => {
     const target = targetOf(device_id)
@@ -386,8 +398,8 @@ const make = Effect.fnUntraced(function*({ thresholds = { temperature: 90, memor
 
   const checkGpus: Effect.Effect<ReadonlyArray<Checkup>> = Effect.gen(function*() {
     const found = yield* Effect.result(lookForGpus)
-    const listed = Result.getOrElse(found, () => [])
-    const identities = new Set(listed.map(identityOf))
+    const gpus = Result.getOrElse(found, () => [])
+    const identities = new Set(gpus.map(identityOf))
     const missing = [...known.values()].filter((gpu) => !identities.has(identityOf(gpu)))
     if (Result.isFailure(found)) {
       const why = HealthRules.unknown(found.failure.message)
@@ -396,7 +408,7 @@ const make = Effect.fnUntraced(function*({ thresholds = { temperature: 90, memor
       // Each of them would take as long.
       if (found.failure.reason._tag === "TimedOut") return missing.map((gpu) => noteStatus(idOf(gpu), why))
     }
-    const checkups = yield* Effect.forEach(listed, (gpu) =>
+    const checkups = yield* Effect.forEach(gpus, (gpu) =>
       Effect.map(
         Effect.catch(healthOfGpu(gpu), (error) => Effect.succeed(HealthRules.unknown(error.message))),
         (health) => noteStatus(idOf(gpu), health)
@@ -414,7 +426,7 @@ const make = Effect.fnUntraced(function*({ thresholds = { temperature: 90, memor
 
   return Devices.of({
     detect: Effect.map(describeAll(lookForGpus), (devices) => {
-      const identities = new Map(last?.gpus.map((gpu) => [idOf(gpu), identityOf(gpu)]))
+      const identities = new Map(listed(last).map((gpu) => [idOf(gpu), identityOf(gpu)]))
       const identity = ({ id }: Device) => identities.get(id) ?? id
       const fresh = devices.filter((device) => !seen.has(identity(device)))
       for (const device of fresh) seen.add(identity(device))
@@ -424,11 +436,8 @@ const make = Effect.fnUntraced(function*({ thresholds = { temperature: 90, memor
     get: Effect.fnUntraced(function*(device_id) {
       if (isCpu(device_id)) return yield* Effect.mapError(describeCpu, (error) => unreachable(cpuId, error))
       const target = targetOf(device_id)
-      const now = yield* Clock.currentTimeMillis
-      const recent = last !== undefined && now - last.at < infoMillis
-        ? last.gpus.filter(({ lost }) => !lost).find(isNamed(target ?? ""))
-        : undefined
-      const found = recent ?? (yield* present(device_id))
+      const listedLately = listed(yield* recent).filter(({ lost }) => !lost).find(isNamed(target ?? ""))
+      const found = listedLately ?? (yield* present(device_id))
       return yield* Effect.mapError(describeGpu(found), (error) => unreachable(device_id, error))
     }),
     read: Effect.fnUntraced(function*(device_id) {

@@ -130,6 +130,12 @@ describe("device.info", () => {
       assert.deepStrictEqual(yield* ids, ["gpu-0", "cpu-0"])
       yield* Device.detect()
       assert.deepStrictEqual(yield* ids, ["gpu-0", "gpu-1", "cpu-0"])
+      // That the program fails is not asked for time and again, either.
+      yield* TestClock.adjust("30 seconds")
+      yield* fails(255)
+      const before = calls().length
+      for (let count = 0; count < 3; count++) assert.deepStrictEqual(yield* ids, ["cpu-0"])
+      assert.strictEqual(calls().length, before + 1)
     })
   )
 
