@@ -243,8 +243,12 @@ const migrate = Migrator.make({})({
 type Integer = number | bigint
 const Integer = Schema.Union([Schema.Finite, Schema.BigInt])
 
+/** Not every database takes every text as it is. */
+const Name = Schema.fromJsonString(Slot.fields.name)
+
 const Row = Schema.Struct({
   ...Slot.fields,
+  name: Name,
   memory_limit: Integer,
   priority: Integer,
   created_at: Integer,
@@ -252,6 +256,8 @@ const Row = Schema.Struct({
 })
 
 const decodeRow = Schema.decodeUnknownEffect(Row)
+const encodeName = Schema.encodeEffect(Name)
+const isSlotId = Schema.is(SlotId)
 
 const toSlot = (row: unknown): Effect.Effect<Slot, Schema.SchemaError> =>
   Effect.map(decodeRow(row), ({ created_at, memory_limit, priority, updated_at, ...rest }) => ({
@@ -486,9 +492,10 @@ const make = Effect.fnUntraced(function*(options: Options) {
 
   const insert = Effect.fnUntraced(function*(request: Request, position: number) {
     const now = yield* unixSeconds
+    const name = yield* encodeName(request.name)
     for (let attempt = 0; attempt < attempts; attempt++) {
       const slot: Slot = { id: yield* newId, ...request, status: "active", created_at: now, updated_at: now }
-      const row = { ...slot, host, position, gpu_parts: partsOf(request.gpu_fraction), owner }
+      const row = { ...slot, name, host, position, gpu_parts: partsOf(request.gpu_fraction), owner }
       const inserted = yield* sql`INSERT INTO effect_units_resource_slots ${sql.insert(row)}
         ON CONFLICT (id) DO NOTHING RETURNING id`
       if (inserted.length > 0) return slot
@@ -498,12 +505,16 @@ const make = Effect.fnUntraced(function*(options: Options) {
   })
 
   const find = Effect.fnUntraced(function*(id: string) {
-    const [row] = yield* sql`SELECT * FROM effect_units_resource_slots WHERE host = ${host} AND id = ${id}`
+    const [row] = isSlotId(id)
+      ? yield* sql`SELECT * FROM effect_units_resource_slots WHERE host = ${host} AND id = ${id}`
+      : []
     return row === undefined ? yield* new SlotNotFound({ slot_id: id }) : yield* toSlot(row)
   })
 
   const list = Effect.fnUntraced(
     function*(filter: { readonly slot_id?: string | undefined; readonly type?: SlotType | undefined }) {
+      // Not every database compares with every text.
+      if (filter.slot_id !== undefined && !isSlotId(filter.slot_id)) return []
       const rows = yield* sql`SELECT * FROM effect_units_resource_slots WHERE ${
         sql.and([
           sql`host = ${host}`,
@@ -542,7 +553,7 @@ const make = Effect.fnUntraced(function*(options: Options) {
           return { slot: yield* insert(request, position), preempted }
         }),
         committed
-      ).pipe(Effect.catchTag("SqlError", (error) => failing("give a slot")(error)))
+      ).pipe(Effect.catchTag(["SqlError", "SchemaError"], (error) => failing("give a slot")(error)))
     }),
     canAllocate: Effect.fnUntraced(
       function*({ type, ...request }) {

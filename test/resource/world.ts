@@ -60,17 +60,24 @@ export const temporaryDirectory = Effect.acquireRelease(
   (directory) => Effect.sync(() => fs.rmSync(directory, { recursive: true }))
 )
 
-/** A ledger on a connection of its own, as each process has one. */
-export const layerLedger = (directory: string, machine: Machine, options?: Partial<ResourceLedger.Options>) =>
-  ResourceLedger.layer({ directory, ...options }).pipe(
-    Layer.provideMerge(Layer.merge(Sqlite.layer({ filename: path.join(directory, "units.db") }), layerMachine(machine)))
+/** A ledger over a database of its own. */
+export const layerLedger = <E, R>(
+  database: Layer.Layer<SqlClient.SqlClient, E, R>,
+  machine: Machine,
+  options?: Partial<ResourceLedger.Options>
+) =>
+  ResourceLedger.layer({ directory: "/models", ...options }).pipe(
+    Layer.provideMerge(Layer.merge(database, layerMachine(machine)))
   )
+
+/** A connection to the database in a folder, as each process has one. */
+export const sqlite = (directory: string) => Sqlite.layer({ filename: path.join(directory, "units.db") })
 
 export const layer = Layer.unwrap(Effect.gen(function*() {
   const directory = yield* temporaryDirectory
   const machine = newMachine()
   return Layer.mergeAll(
-    layerLedger(directory, machine),
+    layerLedger(sqlite(directory), machine),
     Layer.succeed(World, { directory, machine }),
     // Nothing secret comes near this domain.
     Layer.succeed(Lives.Host, { directory, ownTexts: [directory], secrets: ["marker_of_a_secret"] })
