@@ -469,41 +469,8 @@ const insertSizes = [64, 16, 4, 1] as const
 
 type Insert<Row> = (rows: ReadonlyArray<Row>) => Effect.Effect<void, SqlError.SqlError>
 
-/** Inserts rows, on PostgreSQL in one statement. */
+/** Inserts rows, some at a time, with texts that are compiled once for each number of rows. */
 const makeInsert = <Row extends object>(
-  sql: SqlClient.SqlClient,
-  table: string,
-  columns: ReadonlyArray<keyof Row & string>
-): Insert<Row> =>
-  sql.onDialectOrElse({
-    pg: () => insertColumns(sql, table, columns),
-    orElse: () => insertSome(sql, table, columns)
-  })
-
-/** One text for any number of rows: each parameter is a column. */
-const insertColumns = <Row extends object>(
-  sql: SqlClient.SqlClient,
-  table: string,
-  columns: ReadonlyArray<keyof Row & string>
-): Insert<Row> => {
-  const types = columns.map((column, index) =>
-    `$${index + 1}::${Rows.integerColumns.has(column) ? "bigint" : "text"}[]`
-  )
-  const text = `INSERT INTO ${table} (${columns.join(", ")}) SELECT * FROM unnest(${types.join(", ")})`
-  return (rows) =>
-    rows.length === 0
-      ? Effect.void
-      : Effect.asVoid(sql.unsafe(text, columns.map((column) => array(rows.map((row) => row[column])))))
-}
-
-/** An array as a parameter. The client sees its type in its values: numbers would be narrow or wide ones, and nulls nothing. */
-const array = (values: ReadonlyArray<unknown>): unknown =>
-  values.every((value) => value === null)
-    ? `{${values.map(() => "NULL").join()}}`
-    : values.map((value) => typeof value === "number" ? BigInt(value) : value)
-
-/** Some rows at a time, with texts that are compiled once for each number of rows. */
-const insertSome = <Row extends object>(
   sql: SqlClient.SqlClient,
   table: string,
   columns: ReadonlyArray<keyof Row & string>
@@ -530,6 +497,69 @@ const insertSome = <Row extends object>(
     return Effect.forEach(statements, (statement) => statement, { discard: true })
   }
 }
+
+/**
+ * An array as a parameter for PostgreSQL. The client looks for its type in its values, where numbers would be narrow or wide ones, and nulls
+ * nothing; so these go as text.
+ */
+const array = (values: ReadonlyArray<unknown>): unknown =>
+  values.every((value) => value === null || typeof value === "number")
+    ? `{${values.map((value) => value === null ? "NULL" : String(value)).join()}}`
+    : values
+
+/** Rows as the columns of `unnest`, with one text for any number of them. */
+const unnested = <Row extends object>(columns: ReadonlyArray<keyof Row & string>, first: number) => {
+  const types = columns.map((column, index) =>
+    `$${first + index}::${Rows.integerColumns.has(column) ? "bigint" : "text"}[]`
+  )
+  return {
+    text: `(${columns.join(", ")}) SELECT * FROM unnest(${types.join(", ")})`,
+    parameters: (rows: ReadonlyArray<Row>) => columns.map((column) => array(rows.map((row) => row[column])))
+  }
+}
+
+/** Writes what a batch changes: on PostgreSQL in one statement, and so in one round trip. */
+const makeWrite = (
+  sql: SqlClient.SqlClient
+): (plan: Rows.Plan, next: number) => Effect.Effect<void, SqlError.SqlError> =>
+  sql.onDialectOrElse({
+    pg: () => {
+      const events = unnested<Rows.Prepared>(Rows.eventColumns, 3)
+      const running = unnested<Rows.RunningRow>(Rows.runningColumns, 3 + Rows.eventColumns.length)
+      const ended = unnested<Rows.EndedRow>(
+        Rows.endedColumns,
+        3 + Rows.eventColumns.length + Rows.runningColumns.length
+      )
+      const text = `WITH moved AS (UPDATE effect_units_log SET last_offset = $1 WHERE name = 'events' RETURNING name),
+        done AS (DELETE FROM effect_units_running WHERE started_offset = ANY($2::bigint[])),
+        events AS (INSERT INTO effect_units_events ${events.text}),
+        running AS (INSERT INTO effect_units_running ${running.text}),
+        ended AS (INSERT INTO effect_units_executions ${ended.text})
+        SELECT pg_notify(${channel}, '') FROM moved`
+      return (plan: Rows.Plan, next: number) =>
+        Effect.asVoid(sql.unsafe(text, [
+          next,
+          array(plan.noLongerRunning),
+          ...events.parameters(plan.events),
+          ...running.parameters(plan.running),
+          ...ended.parameters(plan.ended)
+        ]))
+    },
+    orElse: () => {
+      const insertEvents = makeInsert<Rows.Prepared>(sql, "effect_units_events", Rows.eventColumns)
+      const insertRunning = makeInsert<Rows.RunningRow>(sql, "effect_units_running", Rows.runningColumns)
+      const insertEnded = makeInsert<Rows.EndedRow>(sql, "effect_units_executions", Rows.endedColumns)
+      return Effect.fnUntraced(function*(plan: Rows.Plan, next: number) {
+        yield* insertEvents(plan.events)
+        if (plan.noLongerRunning.length > 0) {
+          yield* sql`DELETE FROM effect_units_running WHERE ${among(sql, "started_offset", plan.noLongerRunning)}`
+        }
+        yield* insertRunning(plan.running)
+        yield* insertEnded(plan.ended)
+        yield* sql`UPDATE effect_units_log SET last_offset = ${next} WHERE name = 'events'`
+      })
+    }
+  })
 
 /** Repeats the last value up to the next power of two, again for few statement texts. */
 const padded = <A>(values: ReadonlyArray<A>): ReadonlyArray<A> => {
@@ -722,15 +752,7 @@ const makeLog = (sql: SqlClient.SqlClient, wake: Effect.Effect<void>, staged: Ef
     )
     : lastOffset
 
-  const moveLastOffset = (next: number) =>
-    isPostgres
-      ? sql`WITH moved AS (UPDATE effect_units_log SET last_offset = ${next} WHERE name = 'events' RETURNING name)
-          SELECT pg_notify(${sql.literal(channel)}, '') FROM moved`
-      : sql`UPDATE effect_units_log SET last_offset = ${next} WHERE name = 'events'`
-
-  const insertEvents = makeInsert<Rows.Prepared>(sql, "effect_units_events", Rows.eventColumns)
-  const insertRunning = makeInsert<Rows.RunningRow>(sql, "effect_units_running", Rows.runningColumns)
-  const insertEnded = makeInsert<Rows.EndedRow>(sql, "effect_units_executions", Rows.endedColumns)
+  const write = makeWrite(sql)
 
   const known = Effect.fnUntraced(function*(correlationIds: ReadonlyArray<string>) {
     if (correlationIds.length === 0) return { running: new Map(), ended: new Set<string>() }
@@ -754,18 +776,12 @@ const makeLog = (sql: SqlClient.SqlClient, wake: Effect.Effect<void>, staged: Ef
   ) {
     const last = yield* lockedLastOffset
     const plan = Rows.plan(batch, last, yield* known(correlationIds))
-    yield* insertEvents(plan.events)
-    if (plan.noLongerRunning.length > 0) {
-      yield* sql`DELETE FROM effect_units_running WHERE ${among(sql, "started_offset", plan.noLongerRunning)}`
-    }
-    yield* insertRunning(plan.running)
-    yield* insertEnded(plan.ended)
+    const next = last + plan.events.length
+    if (next > last) yield* write(plan, next)
     for (const { correlation_id, started_at, started_offset } of plan.late) {
       yield* sql`UPDATE effect_units_executions SET ${sql.update({ started_at, started_offset })}
         WHERE correlation_id = ${correlation_id}`
     }
-    const next = last + plan.events.length
-    if (next > last) yield* moveLastOffset(next)
     return { stored: plan.events.length, duplicates: plan.refused, last_offset: next }
   })
 

@@ -5,7 +5,9 @@
  */
 import { describe } from "@effect/vitest"
 import { spawnSync } from "node:child_process"
+import * as fs from "node:fs"
 import * as net from "node:net"
+import * as path from "node:path"
 
 interface Known {
   readonly variable: string
@@ -77,9 +79,17 @@ export const withServer = async (server: Server, title: string, define: (url: st
   suite(title, missing, `${install}; or set ${variable}`, () => define(url))
 }
 
+/** Where Debian keeps the programs of the newest PostgreSQL that is installed; they are on no path. */
+export const postgresPrograms = (): string | undefined => {
+  const root = "/usr/lib/postgresql"
+  const [newest] = fs.existsSync(root) ? fs.readdirSync(root).sort((a, b) => Number(b) - Number(a)) : []
+  return newest === undefined ? undefined : path.join(root, newest, "bin")
+}
+
 const programs = {
   NATS: known.NATS,
   Redis: known.Redis,
+  PostgreSQL: { program: path.join(postgresPrograms() ?? "", "postgres"), install: known.PostgreSQL.install },
   Docker: { program: "dockerd", install: "apt-get install docker.io busybox-static, and run as root" },
   busybox: { program: "busybox", install: "apt-get install busybox-static" }
 } as const satisfies Record<string, Pick<Known, "program" | "install">>

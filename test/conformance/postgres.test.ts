@@ -2,8 +2,9 @@ import * as vitest from "@effect/vitest"
 import { Layer, Redacted } from "effect"
 import * as Postgres from "../../src/publishers/Postgres.ts"
 import { type Promises, publisherSuite } from "../../src/testing/index.ts"
+import { ownPostgres, sharedServer } from "../fixtures/ownServer.ts"
 import { dropSchema } from "../fixtures/postgres.ts"
-import { withServer } from "../servers.ts"
+import { withProgram, withServer } from "../servers.ts"
 
 const promises: Promises = {
   durable: true,
@@ -31,4 +32,18 @@ await withServer("PostgreSQL", "PostgreSQL on a server that stays", (url) => {
       cleanup: (topic) => dropSchema(url, schemaOf(topic))
     })
   }
+})
+
+withProgram("PostgreSQL", "PostgreSQL on a server that is killed and started again", () => {
+  const server = sharedServer(ownPostgres(), vitest)
+  publisherSuite({
+    vitest,
+    name: "PostgreSQL, killed",
+    layer: (schema) =>
+      Layer.provideMerge(
+        Postgres.layerSubscriber(),
+        Postgres.layer({ url: Redacted.make(server.url()), schema, policy: "closed" })
+      ),
+    promises: { ...promises, restart: server.restart }
+  })
 })
