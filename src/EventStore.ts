@@ -191,6 +191,23 @@ export interface Pruned {
   readonly waiting_for?: string
 }
 
+/**
+ * Events of transactions that are not in the log yet. On SQLite there are none.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Pending {
+  /** How many events are committed and wait for their place in the log; moments, unless nobody has the store open. */
+  readonly events: number
+  /** How long the oldest of these waits, in milliseconds. */
+  readonly waiting_ms: number
+  /** How many transactions are open that have appended events. */
+  readonly transactions: number
+  /** How long the oldest of these is open, in milliseconds: as late will its events be. */
+  readonly open_ms: number
+}
+
 const SqlCause = { cause: Schema.Defect() }
 
 /**
@@ -414,6 +431,12 @@ export interface Store {
 
   /** Forgets how far a consumer has come, so that `prune` waits for it no more. */
   readonly removeCheckpoint: (consumer: string) => Effect.Effect<void, EventStoreError>
+
+  /**
+   * What transactions hold back, to raise an alarm when one stays open. The gauges `effect_units_event_store_pending_events` and
+   * `effect_units_event_store_transaction_seconds` have it, too, as it was on the last round.
+   */
+  readonly pending: Effect.Effect<Pending, EventStoreError>
 
   /** Runs an effect in a transaction of the store's client, or in the one around it as a savepoint. */
   readonly withTransaction: <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E | EventStoreError, R>
@@ -914,6 +937,28 @@ const makeLog = (sql: SqlClient.SqlClient, wake: Effect.Effect<void>, staged: Ef
       )
       : Effect.succeed(owners)
 
+  const pending = isPostgres
+    ? Effect.map(
+      sql<{ events: Integer; waiting_ms: number; transactions: Integer; open_ms: number }>`
+        SELECT staged.events, staged.waiting_ms, opened.transactions, opened.open_ms FROM (
+          SELECT COUNT(*) AS events,
+            COALESCE(EXTRACT(EPOCH FROM clock_timestamp() - MIN(staged_at)) * 1000, 0)::float8 AS waiting_ms
+          FROM effect_units_staged
+        ) AS staged, (
+          SELECT COUNT(*) AS transactions,
+            COALESCE(EXTRACT(EPOCH FROM clock_timestamp() - MIN(activity.xact_start)) * 1000, 0)::float8 AS open_ms
+          FROM pg_locks AS locks JOIN pg_stat_activity AS activity ON activity.pid = locks.pid
+          WHERE locks.relation = 'effect_units_staged'::regclass AND locks.mode = 'RowExclusiveLock'
+        ) AS opened`,
+      ([row]) => ({
+        events: Number(row?.events ?? 0),
+        waiting_ms: Math.max(0, Math.round(row?.waiting_ms ?? 0)),
+        transactions: Number(row?.transactions ?? 0),
+        open_ms: Math.max(0, Math.round(row?.open_ms ?? 0))
+      })
+    )
+    : Effect.succeed({ events: 0, waiting_ms: 0, transactions: 0, open_ms: 0 })
+
   const isStaged = Effect.map(
     sql<{ found: boolean }>`SELECT EXISTS (SELECT 1 FROM effect_units_staged) AS found`,
     ([row]) => row?.found === true
@@ -960,6 +1005,7 @@ const makeLog = (sql: SqlClient.SqlClient, wake: Effect.Effect<void>, staged: Ef
     appendLocked,
     placeStaged,
     isStaged,
+    pending,
     withoutTransaction,
     transact,
     inTransaction,
@@ -1423,8 +1469,14 @@ export const make: (
       )
       if (options.notifications !== undefined) yield* Effect.forkScoped(follow(options.notifications, sql, wake))
     }
+    const observe = Effect.flatMap(wrap(log.pending), ({ events, open_ms }) =>
+      Effect.andThen(
+        Metric.update(Metrics.pendingEvents, events),
+        Metric.update(Metrics.openTransaction, open_ms / 1000)
+      ))
     yield* Effect.suspend(() => isOwner ? Effect.asVoid(wrap(renew)) : Effect.void).pipe(
       Effect.andThen(closeAbandoned),
+      Effect.andThen(log.isPostgres ? observe : Effect.void),
       Effect.catch((error) => Effect.logWarning("The event store could not look after its lease", error)),
       Effect.delay(lease / 3),
       Effect.forever,
@@ -1459,6 +1511,7 @@ export const make: (
         sql.withTransaction(Effect.mapError(self, (error) => new Inner(error))).pipe(
           Effect.mapError((error) => error instanceof Inner ? error.error : fromSqlError(error))
         ),
+      pending: wrap(log.pending),
       sql,
       inTransaction: log.inTransaction
     }

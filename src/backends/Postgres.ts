@@ -13,6 +13,7 @@
  * @since 0.1.0
  */
 import * as PgClient from "@effect/sql-pg/PgClient"
+import * as Clock from "effect/Clock"
 import * as Config from "effect/Config"
 import * as Context from "effect/Context"
 import type * as Duration from "effect/Duration"
@@ -70,7 +71,10 @@ export const make: (
       connectTimeout: options.connectTimeout ?? "5 seconds",
       applicationName: options.applicationName ?? "effect-units",
       startupParameters: schema === undefined ? undefined : { search_path: `"${schema.replaceAll("\"", "\"\"")}"` }
-    })
+    }).pipe(
+      // A server answers in real time, whatever clock a test gives its program.
+      Effect.provideService(Clock.Clock, Clock.Clock.defaultValue())
+    )
     if (schema === undefined) {
       yield* client`SELECT 1`
       return client

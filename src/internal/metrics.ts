@@ -269,3 +269,13 @@ export const pruned: Metric.Counter<number> = Metric.counter("effect_units_event
   description: "Old events that a clean-up of an event store deleted",
   incremental: true
 })
+
+/** @internal */
+export const pendingEvents: Metric.Gauge<number> = Metric.gauge("effect_units_event_store_pending_events", {
+  description: "Events of transactions that are committed and not in the log yet"
+})
+
+/** @internal */
+export const openTransaction: Metric.Gauge<number> = Metric.gauge("effect_units_event_store_transaction_seconds", {
+  description: "Age of the oldest open transaction that has appended events"
+})
