@@ -5,7 +5,7 @@ import { TestClock } from "effect/testing"
 import * as fs from "node:fs"
 import * as path from "node:path"
 import { DatabaseSync } from "node:sqlite"
-import * as Sqlite from "../src/backends/Sqlite.ts"
+import type * as Sqlite from "../src/backends/Sqlite.ts"
 import type { Event } from "../src/EventPublisher.ts"
 import * as EventStore from "../src/EventStore.ts"
 import * as ExecutionEvent from "../src/ExecutionEvent.ts"
@@ -815,7 +815,9 @@ const suite = (world: World) => {
   })
 }
 
-describe("on SQLite", () => suite(sqlite))
+describe("on SQLite", () => {
+  suite(sqlite)
+})
 
 await withServer("PostgreSQL", "on PostgreSQL", (url) => suite(postgres(url)))
 
