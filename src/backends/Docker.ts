@@ -272,6 +272,15 @@ export interface ContainerSpec {
   readonly HostConfig?: {
     /** `/host/path:/container/path:ro`. */
     readonly Binds?: ReadonlyArray<string> | undefined
+    /** As `Binds`, of paths that can hold a colon; what is not there on the host is refused instead of made. */
+    readonly Mounts?:
+      | ReadonlyArray<{
+        readonly Type: "bind" | "volume"
+        readonly Source: string
+        readonly Target: string
+        readonly ReadOnly?: boolean | undefined
+      }>
+      | undefined
     /** `{ "8000/tcp": [{ HostIp: "127.0.0.1", HostPort: "8000" }] }`. */
     readonly PortBindings?: Readonly<Record<string, ReadonlyArray<typeof PortBinding.Type>>> | undefined
     /** `bridge`, `host`, `none`, or the name of a network. */
@@ -283,6 +292,7 @@ export interface ContainerSpec {
     /** Bytes of `/dev/shm`. */
     readonly ShmSize?: number | undefined
     readonly IpcMode?: string | undefined
+    readonly LogConfig?: { readonly Type: string; readonly Config: Readonly<Record<string, string>> } | undefined
     readonly DeviceRequests?:
       | ReadonlyArray<{
         readonly Driver?: string | undefined

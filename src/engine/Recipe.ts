@@ -89,6 +89,8 @@ export interface ContainerPart {
   readonly cpus?: number | undefined
   /** Shares the host's memory segments, as several processes on GPUs need it. Default: false. */
   readonly hostIpc?: boolean | undefined
+  /** Bytes of `/dev/shm`, where the host's is not shared. Default: Docker's, 64 MiB. */
+  readonly sharedMemory?: number | undefined
 }
 
 /**

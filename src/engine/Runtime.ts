@@ -179,6 +179,8 @@ export interface StopOptions {
  * - `sweep` ends and removes all that a start with this `Launch.id` has left, whether recorded or not, and succeeds where that is
  *   nothing.
  * - `lines` is what the instance writes, both outputs, from the oldest line that is kept; the stream ends after the last.
+ * - `portHolder` names, in words for people, who of what this runtime can see has a port of this host; a runtime whose programs hold
+ *   their ports themselves leaves it to the system to say.
  * - `tail` are the last lines so far, also of an instance that has ended as long as it was not stopped or swept.
  *
  * All may be called from several fibers and programs at once for different instances; for one instance, `start` happens before the
@@ -202,6 +204,7 @@ export interface Runtime<I extends Instance = Instance> {
   readonly stop: (instance: I, options: StopOptions) => Effect.Effect<void, RuntimeError>
   readonly adopt: (instance: I) => Effect.Effect<boolean, RuntimeError>
   readonly sweep: (launchId: string) => Effect.Effect<void, RuntimeError>
+  readonly portHolder?: ((port: number) => Effect.Effect<string | undefined>) | undefined
   readonly lines: (instance: I) => Stream.Stream<string, RuntimeError>
   readonly tail: (instance: I, count: number) => Effect.Effect<ReadonlyArray<string>, RuntimeError>
 }
