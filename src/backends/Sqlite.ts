@@ -221,6 +221,10 @@ const maxPauseMillis = 50
 
 const streamRows = 128
 
+// SQLITE_CONSTRAINT_PRIMARYKEY and SQLITE_CONSTRAINT_UNIQUE: two words for one thing, of which the classifier knows the second.
+const primaryKeyViolation = 1555
+const uniqueViolation = 2067
+
 const extendedCode = (cause: unknown): number | undefined =>
   Predicate.hasProperty(cause, "errcode") && typeof cause.errcode === "number" ? cause.errcode : undefined
 
@@ -257,7 +261,10 @@ const toSqlError = (cause: unknown, operation: string): SqlError.SqlError => {
   const reason = code === 1
     ? new SqlError.SqlSyntaxError({ cause, message, operation })
     : SqlError.classifySqliteError(
-      code === undefined ? cause : Object.assign(new Error(text, { cause }), { errno: code, errcode: code }),
+      code === undefined ? cause : Object.assign(new Error(text, { cause }), {
+        errno: code === primaryKeyViolation ? uniqueViolation : code,
+        errcode: code
+      }),
       { message, operation }
     )
   return new SqlError.SqlError({ reason })

@@ -334,10 +334,7 @@ const make = Effect.fnUntraced(function*(options: Options) {
   const settle = <A, E, R>(effect: Effect.Effect<A, E | SqlError.SqlError, R>) =>
     Effect.retry(sql.withTransaction(effect), {
       times: attempts,
-      // For SQLite a taken primary key is another constraint than a taken name.
-      while: (error) =>
-        SqlError.isSqlError(error) &&
-        (error.reason._tag === "UniqueViolation" || error.reason._tag === "ConstraintError")
+      while: (error) => SqlError.isSqlError(error) && error.reason._tag === "UniqueViolation"
     })
 
   return ModelStore.of({

@@ -133,11 +133,13 @@ describe("statements", () => {
       assert.deepStrictEqual(
         yield* Effect.forEach([
           sql`INSERT INTO parents ${sql.insert({ id: 2, name: "a" })}`,
+          sql`INSERT INTO parents ${sql.insert({ id: 1, name: "b" })}`,
           sql`INSERT INTO children ${sql.insert({ parent: 7 })}`,
           sql`SELECT * FROM missing`
         ], (statement) => Effect.map(Effect.flip(statement), summary)),
         [
           { tag: "UniqueViolation", code: 19, message: "UNIQUE constraint failed: parents.name" },
+          { tag: "UniqueViolation", code: 19, message: "UNIQUE constraint failed: parents.id" },
           { tag: "ConstraintError", code: 19, message: "FOREIGN KEY constraint failed" },
           { tag: "SqlSyntaxError", code: 1, message: "no such table: missing" }
         ]

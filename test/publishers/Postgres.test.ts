@@ -1,16 +1,21 @@
 import { assert, it } from "@effect/vitest"
-import { Context, Deferred, Effect, Fiber, Layer, Redacted } from "effect"
+import { Context, Deferred, type Duration, Effect, Fiber, Layer, Option, Queue, Redacted, Schema, Stream } from "effect"
 import { SqlClient } from "effect/sql"
+import { execFileSync } from "node:child_process"
+import * as path from "node:path"
+import * as Backend from "../../src/backends/Postgres.ts"
 import type { Event } from "../../src/EventPublisher.ts"
 import * as EventStore from "../../src/EventStore.ts"
 import * as Postgres from "../../src/publishers/Postgres.ts"
 import { completed, domainEvent, failed, started } from "../fixtures/events.ts"
 import { ownSchema } from "../fixtures/postgres.ts"
-import { withServer } from "../servers.ts"
+import { postgresPrograms, withServer } from "../servers.ts"
 
 await withServer("PostgreSQL", "a log that transactions of the application take part in", (url) => {
-  const open = Effect.fnUntraced(function*(schema: string) {
-    const context = yield* Layer.build(Postgres.layer({ url: Redacted.make(url), schema, policy: "transactional" }))
+  const open = Effect.fnUntraced(function*(schema: string, maxConnections?: number, at = url) {
+    const context = yield* Layer.build(
+      Postgres.layer({ url: Redacted.make(at), schema, policy: "transactional", maxConnections })
+    )
     return {
       context,
       store: Context.get(context, EventStore.EventStore),
@@ -18,14 +23,21 @@ await withServer("PostgreSQL", "a log that transactions of the application take 
     }
   })
 
-  /** A transaction that appends an event, tells so, and ends as it is told to. */
-  const transaction = Effect.fnUntraced(function*(store: EventStore.Store, event: Event) {
+  /** Waits for what a query finds. */
+  const first = <A, E>(query: Effect.Effect<Option.Option<A>, E>): Effect.Effect<A, E> =>
+    Effect.flatMap(
+      query,
+      (found) => Option.isSome(found) ? Effect.succeed(found.value) : Effect.suspend(() => first(query))
+    )
+
+  /** A transaction that appends events, tells so, and ends as it is told to. */
+  const transaction = Effect.fnUntraced(function*(store: EventStore.Store, ...events: ReadonlyArray<Event>) {
     const appended = yield* Deferred.make<void>()
     const end = yield* Deferred.make<void, "no">()
-    const fiber = yield* Effect.forkChild(
+    const fiber = yield* Effect.forkScoped(
       store.withTransaction(
         Effect.andThen(
-          store.append([event], { owned: true }),
+          store.append(events, { owned: true }),
           Effect.andThen(Deferred.succeed(appended, undefined), Deferred.await(end))
         )
       ),
@@ -90,6 +102,157 @@ await withServer("PostgreSQL", "a log that transactions of the application take 
       yield* first.store.lastOffset
       assert.deepStrictEqual(yield* idsAfter(second.store), ["a:started", "a:completed"])
     }))
+
+  it.live.prop("the log misses none of many transactions, whatever the order of their ends, and shows each once", {
+    transactions: Schema.Array(Schema.Struct({
+      events: Schema.Int.check(Schema.isBetween({ minimum: 1, maximum: 3 })),
+      /** When it ends, as compared to the others. */
+      place: Schema.Int.check(Schema.isBetween({ minimum: 0, maximum: 10 })),
+      /** Whether it begins when the first third of the others has ended. */
+      isLate: Schema.Boolean,
+      isRolledBack: Schema.Boolean
+    })).check(Schema.isBetweenLength(32, 32))
+  }, ({ transactions }) =>
+    Effect.gen(function*() {
+      const schema = yield* ownSchema(url)
+      const { store } = yield* open(schema, 40)
+      const all = transactions.map((each, index) => ({
+        ...each,
+        events: Array.from({ length: each.events }, (_, at) => domainEvent(`${index}.${at}`))
+      }))
+      const due = all.filter(({ isRolledBack }) => !isRolledBack).flatMap(({ events }) => events.map(({ id }) => id))
+      const followed = yield* store.tail({ pollInterval: "20 millis" }).pipe(
+        Stream.take(due.length + 1),
+        Stream.runCollect,
+        Effect.forkChild
+      )
+      const begin = ({ events, isRolledBack }: (typeof all)[number]) =>
+        Effect.map(transaction(store, ...events), ({ commit, rollback }) => isRolledBack ? rollback : commit)
+      const early = all.filter(({ isLate }) => !isLate)
+      const ends = yield* Effect.forEach(early, begin, { concurrency: "unbounded" })
+      const order = early.map((each, index) => ({ ...each, index })).sort((a, b) => a.place - b.place)
+      const third = Math.floor(order.length / 3)
+      yield* Effect.forEach(order.slice(0, third), ({ index }) => ends[index]!, { concurrency: 4, discard: true })
+      const late = yield* Effect.forEach(all.filter(({ isLate }) => isLate), begin, { concurrency: "unbounded" })
+      yield* Effect.forEach([...order.slice(third).map(({ index }) => ends[index]!), ...late], (end) => end, {
+        concurrency: 4,
+        discard: true
+      })
+      yield* store.append([domainEvent("last")])
+      const entries = yield* Fiber.join(followed)
+      assert.deepStrictEqual(entries.map(({ offset }) => offset), Array.from(entries, (_, index) => index + 1))
+      assert.sameMembers(entries.map(({ event }) => event.id), [...due, "last"])
+      // Of each transaction in its own order.
+      for (const { events, isRolledBack } of all) {
+        const places = events.map(({ id }) => entries.findIndex(({ event }) => event.id === id))
+        assert.deepStrictEqual(places, isRolledBack ? places.map(() => -1) : places.toSorted((a, b) => a - b))
+      }
+    }), { arbitrary: { runs: 5 }, timeout: 60_000 })
+
+  it.live("a transaction that stays open delays its own events, and can be seen to", () =>
+    Effect.gen(function*() {
+      const schema = yield* ownSchema(url)
+      const { sql, store } = yield* open(schema)
+      assert.deepStrictEqual(yield* store.pending, { events: 0, waiting_ms: 0, transactions: 0, open_ms: 0 })
+      const long = yield* transaction(store, domainEvent("long"))
+      for (let index = 0; index < 20; index++) yield* store.append([domainEvent(`${index}`)])
+      assert.strictEqual(yield* store.lastOffset, 20)
+      const { open_ms, transactions } = yield* store.pending
+      assert.strictEqual(transactions, 1)
+      assert.isAbove(open_ms, 0)
+      yield* sql`INSERT INTO effect_units_staged (payload, staged_at)
+        VALUES (${JSON.stringify(domainEvent("left behind"))}, now() - INTERVAL '1 minute')`
+      const { events, waiting_ms } = yield* store.pending
+      assert.strictEqual(events, 1)
+      assert.isAtLeast(waiting_ms, 60_000)
+      yield* long.commit
+      assert.deepStrictEqual(yield* idsAfter(store, 20), ["long", "left behind"])
+      // The store's own move into the log is a transaction as well, for a moment.
+      yield* first(Effect.map(store.pending, Option.liftPredicate((pending) => pending.transactions === 0)))
+      assert.deepStrictEqual(yield* store.pending, { events: 0, waiting_ms: 0, transactions: 0, open_ms: 0 })
+    }))
+
+  it.live("events of a transaction keep their order where the numbers of the server are cached", () =>
+    Effect.gen(function*() {
+      const schema = yield* ownSchema(url)
+      const { sql, store } = yield* open(schema)
+      yield* sql`ALTER TABLE effect_units_staged ALTER COLUMN stage_id SET CACHE 50`
+      const transactions = yield* Effect.forEach(
+        ["a", "b", "c"],
+        (name) => transaction(store, ...Array.from({ length: 5 }, (_, index) => domainEvent(`${name}${index}`)))
+      )
+      yield* Effect.forEach(transactions.toReversed(), ({ commit }) => commit, { discard: true })
+      const ids = yield* idsAfter(store)
+      assert.strictEqual(ids.length, 15)
+      for (const name of ["a", "b", "c"]) {
+        assert.deepStrictEqual(
+          ids.filter((id) => id.startsWith(name)),
+          Array.from({ length: 5 }, (_, index) => `${name}${index}`)
+        )
+      }
+    }))
+
+  it.live("a database that was restored from a dump goes on where the dump ends", () =>
+    Effect.gen(function*() {
+      const schema = yield* ownSchema(url)
+      const first = yield* open(schema)
+      yield* first.store.append([started("a"), domainEvent("d")], { owned: true })
+      yield* first.sql`UPDATE effect_units_owners SET lease_until = 0`
+      yield* first.sql`INSERT INTO effect_units_staged (payload) VALUES (${JSON.stringify(completed("a"))})`
+      // A database of its own, whose transactions are numbered by another server in truth: nothing of the log depends on them.
+      const database = `effect_units_restored_${process.pid}`
+      yield* Effect.acquireRelease(
+        first.sql`CREATE DATABASE ${first.sql(database)}`,
+        () => Effect.orDie(first.sql`DROP DATABASE ${first.sql(database)} WITH (FORCE)`)
+      )
+      const restored = Object.assign(new URL(url), { pathname: `/${database}` }).href
+      const program = (name: string) => path.join(postgresPrograms() ?? "", name)
+      const dump = execFileSync(program("pg_dump"), ["--schema", schema, url])
+      execFileSync(program("psql"), ["--quiet", "--output", "/dev/null", restored], { input: dump })
+      const second = yield* open(schema, undefined, restored)
+      assert.deepStrictEqual(yield* idsAfter(second.store), ["a:started", "d", "a:completed"])
+      const later = yield* transaction(second.store, domainEvent("later"))
+      yield* later.commit
+      assert.deepStrictEqual(yield* idsAfter(second.store, 3), ["later"])
+    }), 60_000)
+
+  it.live(
+    "tails hear of what others commit, again after the connection is lost, and poll where they hear nothing",
+    () =>
+      Effect.gen(function*() {
+        const schema = yield* ownSchema(url)
+        const hearing = yield* open(schema)
+        const other = yield* open(schema)
+        const deaf = Context.get(
+          yield* Layer.build(Layer.provide(EventStore.layer(), Backend.layer({ url: Redacted.make(url), schema }))),
+          EventStore.EventStore
+        )
+        const seen = yield* Queue.unbounded<string>()
+        const follow = (name: string, store: EventStore.Store, pollInterval: Duration.Input) =>
+          store.tail({ pollInterval }).pipe(
+            Stream.runForEach(({ event }) => Queue.offer(seen, `${name} ${event.id}`)),
+            Effect.forkScoped
+          )
+        const listening = first(Effect.map(
+          other.sql<{ pid: number }>`SELECT pid FROM pg_stat_activity WHERE query LIKE 'LISTEN %' AND query LIKE
+          '%' || md5(${schema}) || '%' AND pid <> pg_backend_pid()`,
+          (rows) => rows.length === 2 ? Option.some(rows) : Option.none()
+        ))
+        yield* follow("hearing", hearing.store, "1 hour")
+        yield* follow("deaf", deaf, "20 millis")
+        const connections = yield* listening
+        yield* other.store.append([domainEvent("1")])
+        assert.sameMembers(yield* Queue.takeN(seen, 2), ["hearing 1", "deaf 1"])
+        yield* Effect.forEach(connections, ({ pid }) => other.sql`SELECT pg_terminate_backend(${pid})`)
+        yield* other.store.append([domainEvent("2")])
+        // It looks as soon as it listens again.
+        assert.sameMembers(yield* Queue.takeN(seen, 2), ["hearing 2", "deaf 2"])
+        yield* listening
+        yield* other.store.append([domainEvent("3")])
+        assert.sameMembers(yield* Queue.takeN(seen, 2), ["hearing 3", "deaf 3"])
+      }),
+    30_000
+  )
 
   it.live("many processes open a new database at once", () =>
     Effect.gen(function*() {
