@@ -415,8 +415,8 @@ export interface Store {
    * **Details**
    *
    * Only executions that were appended as `owned` are closed. Their process is gone when its store was closed in good order;
-   * or when it is a process of this machine and container that does not run any more (known on Linux); or else when it did not
-   * renew its lease in time.
+   * or when it is a process of this machine and container that does not run any more (known on Linux); or else when this store has
+   * seen it show no sign of life for a whole lease of it, by its own clock: the clocks of machines are not compared.
    */
   readonly closeAbandoned: Effect.Effect<number, EventStoreError>
 
@@ -467,7 +467,7 @@ export class EventStore extends Context.Service<EventStore, Store>()("effect-uni
  */
 export interface Options {
   /**
-   * How long after its last sign of life a process counts as gone, where it cannot be looked up. Renewed each third of it.
+   * For how long a process shows no sign of life before others take it for gone, where it cannot be looked up. It shows one each third of it.
    * Default 30 seconds. Longer than the event loop may ever stand still.
    */
   readonly lease?: Duration.Input | undefined
@@ -1148,6 +1148,16 @@ const follow = (
     Effect.forever
   )
 
+interface OwnerRow {
+  readonly owner: string
+  readonly process: string | null
+  readonly beat: Integer
+  readonly lease_ms: Integer
+}
+
+/** The beat of an owner whose store was closed. */
+const ended = 0
+
 const abandonedMessage = "The process that ran this execution ended before the execution did"
 
 interface AbandonedRow extends Rows.Identity {
@@ -1294,9 +1304,9 @@ export const make: (
 
     // Written anew each time: whoever took this process for gone has deleted it.
     const renew = Effect.suspend(() => {
-      const row = { owner: instance, process, lease_until: clock.currentTimeMillisUnsafe() + lease }
+      const row = { owner: instance, process, beat: 1, lease_ms: lease }
       return sql`INSERT INTO effect_units_owners ${sql.insert(row)}
-        ON CONFLICT (owner) DO UPDATE SET lease_until = excluded.lease_until`
+        ON CONFLICT (owner) DO UPDATE SET beat = effect_units_owners.beat + 1`
     })
     const own = Effect.suspend(() =>
       isOwner ? Effect.void : Effect.andThen(
@@ -1396,19 +1406,27 @@ export const make: (
         ))
     })
 
-    const goneOwners = Effect.gen(function*() {
-      const now = clock.currentTimeMillisUnsafe()
-      const owners = yield* sql<{ owner: string; process: string | null; lease_until: Integer }>`
-        SELECT owner, process, lease_until FROM effect_units_owners`
-      return owners.flatMap((row) => {
-        if (row.owner === instance) return []
-        const leaseUntil = Number(row.lease_until)
-        const alive = leaseUntil === 0
-          ? false
-          : (row.process === null ? undefined : ProcessIdentity.isAlive(row.process)) ?? leaseUntil > now
-        return alive ? [] : [row.owner]
-      })
-    })
+    // The beats of other owners, and since when they stand at what they are: by one clock that is never set, and of no other machine.
+    const beats = new Map<string, { readonly beat: number; readonly since: number }>()
+    const now = (): number => Number(clock.monotonicTimeNanosUnsafe() / 1_000_000n)
+
+    const isGone = (row: OwnerRow): boolean => {
+      const beat = Number(row.beat)
+      const known = beats.get(row.owner)
+      if (known?.beat !== beat) beats.set(row.owner, { beat, since: now() })
+      if (beat === ended) return true
+      const isAlive = row.process === null ? undefined : ProcessIdentity.isAlive(row.process)
+      if (isAlive !== undefined) return !isAlive
+      return known?.beat === beat && now() - known.since >= Number(row.lease_ms)
+    }
+
+    const goneOwners = Effect.map(
+      sql<OwnerRow>`SELECT owner, process, beat, lease_ms FROM effect_units_owners`,
+      (owners) => {
+        for (const owner of beats.keys()) if (!owners.some((row) => row.owner === owner)) beats.delete(owner)
+        return owners.filter((row) => row.owner !== instance && isGone(row)).map(({ owner }) => owner)
+      }
+    )
 
     const closeBatch = Effect.gen(function*() {
       const owners = yield* Effect.flatMap(goneOwners, log.withoutTransaction)
@@ -1451,7 +1469,7 @@ export const make: (
     yield* Effect.addFinalizer(() =>
       Effect.suspend(() =>
         isOwner
-          ? Effect.ignore(sql`UPDATE effect_units_owners SET lease_until = 0 WHERE owner = ${instance}`, { log: true })
+          ? Effect.ignore(sql`UPDATE effect_units_owners SET beat = ${ended} WHERE owner = ${instance}`, { log: true })
           : Effect.void
       )
     )

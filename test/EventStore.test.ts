@@ -1,5 +1,5 @@
 import { assert, describe, it, vi } from "@effect/vitest"
-import { Context, DateTime, Deferred, Effect, Exit, Fiber, Layer, Option, Queue, Schema, Stream } from "effect"
+import { Clock, Context, DateTime, Deferred, Effect, Exit, Fiber, Layer, Option, Queue, Schema, Stream } from "effect"
 import { SqlClient } from "effect/sql"
 import { TestClock } from "effect/testing"
 import * as fs from "node:fs"
@@ -713,9 +713,10 @@ const suite = (world: World) => {
         const store = yield* open()
         yield* store.append([started("a")])
         yield* execute(
-          "INSERT INTO effect_units_owners VALUES ('elsewhere', NULL, 30000)",
+          "INSERT INTO effect_units_owners VALUES ('elsewhere', NULL, 1, 30000)",
           "UPDATE effect_units_running SET owner = 'elsewhere'"
         )
+        assert.strictEqual(yield* store.closeAbandoned, 0)
         yield* TestClock.adjust("29999 millis")
         assert.strictEqual(yield* store.closeAbandoned, 0)
         yield* TestClock.adjust("1 millis")
@@ -723,6 +724,29 @@ const suite = (world: World) => {
         while (!world.isSynchronous && (yield* isRunning(store)).length > 0) yield* TestClock.adjust("1 seconds")
         assert.deepStrictEqual(yield* isRunning(store), [])
         assert.strictEqual(yield* store.lastOffset, 2)
+      }))
+
+    it.effect("no clock that is set, here or there, makes a process look gone, nor changes the order of the log", () =>
+      Effect.gen(function*() {
+        const { execute, open } = yield* database
+        const store = yield* open()
+        yield* store.append([started("a")], { owned: true })
+        yield* execute("UPDATE effect_units_owners SET process = NULL")
+        const clock = yield* Clock.Clock
+        const hour = 3_600_000
+        const shifted = (millis: number): Clock.Clock =>
+          Object.assign(Object.create(Object.getPrototypeOf(clock)), clock, {
+            currentTimeMillisUnsafe: () => clock.currentTimeMillisUnsafe() + millis,
+            currentTimeMillis: Effect.map(clock.currentTimeMillis, (now) => now + millis)
+          })
+        for (const [index, millis] of [hour, -hour].entries()) {
+          const other = yield* Effect.provideService(open(), Clock.Clock, shifted(millis))
+          assert.strictEqual(yield* other.closeAbandoned, 0)
+          yield* other.append([domainEvent(`${index}`, { at: 2 * hour + millis })])
+        }
+        assert.strictEqual(yield* store.closeAbandoned, 0)
+        assert.deepStrictEqual(yield* isRunning(store), ["a"])
+        assert.deepStrictEqual((yield* store.read()).map(({ event }) => event.id), ["a:started", "0", "1"])
       }))
 
     it.effect("a lease is renewed for as long as the store is open", () =>
@@ -734,14 +758,13 @@ const suite = (world: World) => {
         yield* execute("UPDATE effect_units_owners SET process = NULL")
         for (let round = 1; round <= 10; round++) {
           yield* TestClock.adjust("10 seconds")
-          const due = round * 10_000 + 30_000
-          while ((yield* rows(`SELECT owner FROM effect_units_owners WHERE lease_until >= ${due}`)).length === 0) {
+          while ((yield* rows(`SELECT owner FROM effect_units_owners WHERE beat <= ${round}`)).length > 0) {
             yield* Effect.andThen(ioTurn, TestClock.adjust("10 millis"))
           }
         }
         assert.strictEqual(yield* second.closeAbandoned, 0)
         // Nor does a store take itself for gone, however long it stood still.
-        yield* execute("UPDATE effect_units_owners SET lease_until = 1")
+        yield* execute("UPDATE effect_units_owners SET beat = 0")
         assert.strictEqual(yield* store.closeAbandoned, 0)
         assert.deepStrictEqual(yield* isRunning(second), ["a"])
       }))

@@ -8,7 +8,7 @@
  * - `effect_units_running`: one row per execution that has begun and not ended; small, whatever the size of the log.
  * - `effect_units_executions`: one row per execution that has ended, written once. Every index begins with the outcome, so that
  *   each query over executions is a bounded walk over one index per outcome.
- * - `effect_units_owners`: the store instances whose process runs executions.
+ * - `effect_units_owners`: the store instances whose process runs executions, each with a number that it counts up.
  * - `effect_units_checkpoints`: how far named consumers have come.
  * - `effect_units_groups`: one row per group of subscribers, with the offset up to which its events have been handed out.
  * - `effect_units_deliveries`: the events up to there that are not handled: in flight, waiting, held behind another one of
@@ -106,7 +106,7 @@ export const migrations: Migrations = {
     `CREATE INDEX effect_units_executions_parent
       ON effect_units_executions (outcome, parent_id, started_at, first_offset) WHERE parent_id IS NOT NULL`,
 
-    "CREATE TABLE effect_units_owners (owner TEXT PRIMARY KEY, process TEXT, lease_until BIGINT NOT NULL)",
+    "CREATE TABLE effect_units_owners (owner TEXT PRIMARY KEY, process TEXT, beat BIGINT NOT NULL, lease_ms BIGINT NOT NULL)",
     "CREATE TABLE effect_units_checkpoints (consumer TEXT PRIMARY KEY, last_offset BIGINT NOT NULL)"
   ], [
     // No cache, so that of two transactions of which one follows the other the second has the larger numbers.

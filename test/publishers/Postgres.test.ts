@@ -83,7 +83,7 @@ await withServer("PostgreSQL", "a log that transactions of the application take 
       const [row] = yield* first.sql<{ owner: string }>`SELECT owner FROM effect_units_running LIMIT 1`
       yield* first.sql`INSERT INTO effect_units_staged (owner, payload)
         VALUES (${row!.owner}, ${JSON.stringify(completed("a"))}), (${row!.owner}, ${JSON.stringify(failed("a"))})`
-      yield* first.sql`UPDATE effect_units_owners SET lease_until = 0`
+      yield* first.sql`UPDATE effect_units_owners SET beat = 0`
       const second = yield* open(schema)
       assert.deepStrictEqual(yield* idsAfter(second.store), ["a:started", "b:started", "a:completed", "b:failed"])
       assert.deepStrictEqual(yield* second.sql`SELECT 1 FROM effect_units_staged`, [])
@@ -95,7 +95,7 @@ await withServer("PostgreSQL", "a log that transactions of the application take 
       const first = yield* open(schema)
       yield* first.store.append([started("a")], { owned: true })
       const ending = yield* transaction(first.store, completed("a"))
-      yield* first.sql`UPDATE effect_units_owners SET lease_until = 0`
+      yield* first.sql`UPDATE effect_units_owners SET beat = 0`
       const second = yield* open(schema)
       assert.strictEqual(yield* second.store.closeAbandoned, 0)
       yield* ending.commit
@@ -197,7 +197,7 @@ await withServer("PostgreSQL", "a log that transactions of the application take 
       const schema = yield* ownSchema(url)
       const first = yield* open(schema)
       yield* first.store.append([started("a"), domainEvent("d")], { owned: true })
-      yield* first.sql`UPDATE effect_units_owners SET lease_until = 0`
+      yield* first.sql`UPDATE effect_units_owners SET beat = 0`
       yield* first.sql`INSERT INTO effect_units_staged (payload) VALUES (${JSON.stringify(completed("a"))})`
       // A database of its own, whose transactions are numbered by another server in truth: nothing of the log depends on them.
       const database = `effect_units_restored_${process.pid}`
