@@ -16,6 +16,7 @@ import type * as SqlClient from "effect/sql/SqlClient"
 import * as LlamaCpp from "./backends/LlamaCpp.ts"
 import * as Sqlite from "./backends/Sqlite.ts"
 import * as Device from "./device/index.ts"
+import * as Engine from "./engine/index.ts"
 import * as Endpoints from "./inference/Endpoints.ts"
 import * as Inference from "./inference/index.ts"
 import * as Router from "./inference/Router.ts"
@@ -40,6 +41,8 @@ export interface Options {
   readonly hubs?: ModelHub.Options | undefined
   /** Where devices are looked for. Default: this host, with NVIDIA's program as the environment says; see `Device.layerConfig`. */
   readonly device?: Device.Options | undefined
+  /** How engines are run. Their output goes to `engines`. */
+  readonly engines?: Omit<Engine.Options, "directory"> | undefined
   /** The endpoints that serve models. Default: as the environment says; see `Inference.layerConfig`. */
   readonly endpoints?: ReadonlyArray<Endpoints.EndpointOptions> | undefined
   /** How models run in this process that nothing else serves, where `node-llama-cpp` is installed. */
@@ -52,7 +55,7 @@ export interface Options {
  * **Details**
  *
  * Records are in `units.db`, a SQLite file; the files of pulled models are in `models`. Building it fails with `SqliteError` where the
- * file cannot be used, `ModelStoreError` or `ResourceLedgerError` where its tables cannot be made, `PlatformError` where the folder
+ * file cannot be used, `ModelStoreError`, `EngineStoreError` or `ResourceLedgerError` where its tables cannot be made, `PlatformError` where the folder
  * cannot be made, `ConfigError` where the environment cannot be read. Slots have parts of the GPUs that the device domain finds.
  *
  * @category layers
@@ -61,6 +64,8 @@ export interface Options {
 export const layerEmbedded = (options: Options): Layer.Layer<
   | Model.ModelStore
   | Model.ModelHub
+  | Engine.EngineStore
+  | Engine.Engines
   | Device.Devices
   | Inference.Router
   | Inference.Endpoints
@@ -70,6 +75,7 @@ export const layerEmbedded = (options: Options): Layer.Layer<
   | NodeServices.NodeServices,
   | Sqlite.SqliteError
   | ModelStore.ModelStoreError
+  | Engine.EngineStoreError
   | Resource.ResourceLedgerError
   | PlatformError.PlatformError
   | Config.ConfigError
@@ -94,7 +100,8 @@ export const layerEmbedded = (options: Options): Layer.Layer<
     )
     const inference = Layer.provideMerge(Router.layer(), endpoints).pipe(Layer.provide(LlamaCpp.layer(options.llama)))
     const resource = Resource.layerConfig({ directory })
-    return Layer.merge(inference, resource).pipe(
+    const engine = Engine.layer({ ...options.engines, directory: paths.join(directory, "engines") })
+    return Layer.mergeAll(inference, resource, engine).pipe(
       Layer.provideMerge(model),
       Layer.provideMerge(sqlite),
       Layer.merge(Layer.provideMerge(Resource.layerDevices, device))

@@ -5,6 +5,7 @@
  */
 import * as Catalog from "./Catalog.ts"
 import * as Device from "./device/index.ts"
+import * as Engine from "./engine/index.ts"
 import * as Inference from "./inference/index.ts"
 import * as Model from "./model/index.ts"
 import * as Resource from "./resource/index.ts"
@@ -25,6 +26,13 @@ export const catalog = Catalog.make(
   Model.list,
   Model.search,
   Model.estimateResources,
+  Engine.start,
+  Engine.stop,
+  Engine.restart,
+  Engine.install,
+  Engine.get,
+  Engine.list,
+  Engine.features,
   Device.detect,
   Device.setPowerLimit,
   Device.info,

@@ -53,7 +53,7 @@ export interface Lives<U extends Unit.Any, R> {
 export class Host extends Context.Service<Host, {
   /** The folder of the embedded services, with their database `units.db`. */
   readonly directory: string
-  /** What is another text on each host: its folders and addresses. */
+  /** What is another text on each host: its folders and addresses. It is read at the end. */
   readonly ownTexts: ReadonlyArray<string>
   /** What must not be seen anywhere. */
   readonly secrets: ReadonlyArray<string>
@@ -158,7 +158,8 @@ const observe = Effect.fnUntraced(function*<U extends Unit.Any, R>(
   by: "call" | "wire",
   { logs, spans }: ReturnType<typeof makeSinks>
 ) {
-  const { directory, ownTexts, secrets } = yield* Host
+  const host = yield* Host
+  const { directory, secrets } = host
   const test = yield* Testing.TestEvents
   const input = yield* given
   const before = snapshot(directory)
@@ -191,7 +192,7 @@ const observe = Effect.fnUntraced(function*<U extends Unit.Any, R>(
   const observed: Observed = {
     exit,
     events,
-    comparable: ownTexts.reduce(
+    comparable: host.ownTexts.reduce(
       (text, own, index) => text.replaceAll(own, `<${index}>`),
       JSON.stringify([result, events.map(lasting)], undefined, 2)
     ),

@@ -4,13 +4,14 @@ import * as ExecutionEvent from "../src/ExecutionEvent.ts"
 import type * as UnitError from "../src/UnitError.ts"
 import { catalog, streams } from "../src/units.ts"
 import { deviceLives } from "./device/lives.ts"
+import { engineLives } from "./engine/lives.ts"
 import { inferenceLives } from "./inference/lives.ts"
 import { declaredFailures, gaps, type Life, type Observed } from "./lives.ts"
 import { modelLives } from "./model/lives.ts"
 import { resourceLives } from "./resource/lives.ts"
 
 /** Every domain adds its own. */
-const lives: ReadonlyArray<Life> = [...modelLives, ...deviceLives, ...inferenceLives, ...resourceLives]
+const lives: ReadonlyArray<Life> = [...modelLives, ...deviceLives, ...inferenceLives, ...resourceLives, ...engineLives]
 
 const units = [...catalog.units, ...streams.units]
 

@@ -306,6 +306,7 @@ const make = Effect.fnUntraced(function*(options: Options) {
   const spawner = yield* ChildProcessSpawner.ChildProcessSpawner
   const { maxFileBytes = 8 * 1024 * 1024, onClose = "stop" } = options
   const watched = new Map<string, Watched>()
+  const ownPath = yield* Effect.orElseSucceed(Config.String("PATH"), () => "")
   // Whatever watches children goes on until they have been ended.
   const background = yield* Scope.make()
 
@@ -405,12 +406,11 @@ const make = Effect.fnUntraced(function*(options: Options) {
     return known !== undefined && known.ref.pid === ref.pid && known.ref.identity === ref.identity ? known : undefined
   }
 
-  const which = Effect.fnUntraced(function*(command: string, path?: string | undefined) {
+  const which = Effect.fnUntraced(function*(command: string, path: string = ownPath) {
     const missing = failure(new NotFound({ command }))
-    const search = path ?? (yield* Effect.orElseSucceed(Config.String("PATH"), () => ""))
     const candidates = command.includes("/")
       ? [command]
-      : search.split(":").filter((folder) => folder !== "").map((folder) => paths.join(folder, command))
+      : path.split(":").filter((folder) => folder !== "").map((folder) => paths.join(folder, command))
     for (const candidate of candidates) {
       const isProgram = Effect.map(fs.stat(candidate), ({ mode, type }) => type === "File" && (mode & 0o111) !== 0)
       if (yield* Effect.orElseSucceed(isProgram, () => false)) return paths.resolve(candidate)

@@ -104,8 +104,9 @@ export interface ContainerPart {
  * - `dialect` is the protocol for inference. The models are listed by `modelsPath` in the form that goes with it: OpenAI's
  *   `/v1/models`, Ollama's `/api/tags`, or `/info` of the servers of HuggingFace.
  * - `needsModel`: whether it cannot start without a model.
- * - `startTimeout` bounds one attempt, until it is healthy. A fault that can pass is retried so many times, after `retryDelay`.
- * - `outOfMemory` are texts in its output by which a start has failed for lack of memory: that is not retried.
+ * - `startTimeout` bounds one attempt, until it is healthy.
+ * - `outOfMemory` are texts in its output by which a start has failed for lack of memory: that is not retried. `transient` are texts of
+ *   faults that can pass: where one that has ended wrote such, it is started again, so many times, after `retryDelay`.
  * - `stopGrace` is how long a start that failed is given to end before it is killed. Default 10 seconds.
  *
  * @category models
@@ -127,6 +128,7 @@ export interface Recipe {
   readonly retries: number
   readonly retryDelay: Duration.Input
   readonly outOfMemory: ReadonlyArray<string>
+  readonly transient: ReadonlyArray<string>
   readonly stopGrace?: Duration.Input | undefined
   readonly capabilities: ReadonlyArray<string>
   readonly features: Features
@@ -147,6 +149,22 @@ export const outOfMemoryTexts: ReadonlyArray<string> = [
   "cudaMalloc failed: out of memory",
   "requires more system memory"
 ]
+
+/**
+ * Texts by which programs say that what failed can succeed a moment later.
+ *
+ * @category constants
+ * @since 0.1.0
+ */
+export const transientTexts: ReadonlyArray<string> = [
+  "address already in use",
+  "EADDRINUSE",
+  "Connection reset by peer",
+  "Temporary failure in name resolution",
+  "Resource temporarily unavailable"
+]
+
+const texts = { outOfMemory: outOfMemoryTexts, transient: transientTexts } as const
 
 const features: Features = {
   supports_streaming: false,
@@ -174,7 +192,7 @@ const GiB = 1024 ** 3
 
 const patient = { startTimeout: "20 minutes", retries: 5, retryDelay: "10 seconds" } as const
 const quick = { startTimeout: "1 minute", retries: 3, retryDelay: "5 seconds" } as const
-const openai = { dialect: "openai", modelsPath: "/v1/models", outOfMemory: outOfMemoryTexts } as const
+const openai = { dialect: "openai", modelsPath: "/v1/models", ...texts } as const
 
 /** https://docs.vllm.ai/en/stable/cli/serve.html */
 const vllmOptions = ({ config, gpu, servedName }: Settings): ReadonlyArray<string> => [
@@ -288,6 +306,7 @@ const sglang: Recipe = {
 /** https://github.com/ollama/ollama/blob/main/docs/faq.md */
 const ollama: Recipe = {
   ...quick,
+  ...texts,
   type: "ollama",
   process: {
     command: "ollama",
@@ -312,7 +331,6 @@ const ollama: Recipe = {
   dialect: "ollama",
   modelsPath: "/api/tags",
   needsModel: false,
-  outOfMemory: outOfMemoryTexts,
   capabilities: ["chat", "completion", "embedding", "vision", "tools"],
   features: {
     ...features,

@@ -9,6 +9,7 @@
 import * as Context from "effect/Context"
 import type * as Duration from "effect/Duration"
 import type * as Effect from "effect/Effect"
+import type * as ChildProcess from "effect/process/ChildProcess"
 import * as Schema from "effect/Schema"
 import type * as Stream from "effect/Stream"
 import * as Supervisor from "../backends/Supervisor.ts"
@@ -150,7 +151,8 @@ export interface Ended {
 }
 
 /**
- * How an instance is ended: without `force`, it is asked first and killed once `grace` has passed; with it, killed at once.
+ * How an instance is ended: without `force`, it is asked first, by `signal` or else the runtime's own, and killed once `grace` has
+ * passed; with it, killed at once.
  *
  * @category models
  * @since 0.1.0
@@ -158,6 +160,7 @@ export interface Ended {
 export interface StopOptions {
   readonly force: boolean
   readonly grace: Duration.Input
+  readonly signal?: ChildProcess.Signal | undefined
 }
 
 /**
