@@ -18,6 +18,7 @@ import * as Stream from "effect/Stream"
 import * as Docker from "../backends/Docker.ts"
 import type { DockerError } from "../backends/DockerError.ts"
 import * as Ports from "../backends/Ports.ts"
+import { mask, secretsOf } from "./internal/masking.ts"
 import type { ContainerPart, Env, Recipe } from "./Recipe.ts"
 import { type Artifact, type Ended, type Launch, RuntimeError, type RuntimeOf, type StopOptions } from "./Runtime.ts"
 
@@ -137,7 +138,8 @@ const makeProgress = (image: string) => {
 }
 
 /**
- * Builds the runtime over a Docker Engine, which need not run yet.
+ * Builds the runtime over a Docker Engine, which need not run yet. Secrets of a recipe's environment are taken out of what a container
+ * writes; Docker itself shows them to whoever may use it.
  *
  * @category constructors
  * @since 0.1.0
@@ -154,13 +156,18 @@ export const make = Effect.fnUntraced(function*(
   const path = yield* Path.Path
   const { auth = () => undefined, grace = "10 seconds", network = "bridge", onClose = "stop" } = options
   const own = new Set<string>()
+  /** What to take out of the output of which container. */
+  const secrets = new Map<string, ReadonlyArray<string>>()
 
   /** Removes a container, running or not, and succeeds once the engine does not know it any more. */
   const remove = (id: string): Effect.Effect<void, RuntimeError> =>
     docker.removeContainer(id, { force: true, volumes: true }).pipe(
       Effect.retry({ schedule: removal, while: isBusy }),
       Effect.catchIf(isAbsent, () => Effect.void),
-      Effect.andThen(Effect.sync(() => own.delete(id))),
+      Effect.andThen(Effect.sync(() => {
+        own.delete(id)
+        secrets.delete(id)
+      })),
       Effect.mapError((error) =>
         isConflict(error)
           ? new RuntimeError({
@@ -258,10 +265,11 @@ export const make = Effect.fnUntraced(function*(
       gpu: launch.gpu,
       config: launch.config
     }
+    const env = part.env?.(settings) ?? {}
     const spec: Docker.ContainerSpec = {
       Image: launch.path,
       Cmd: part.args(settings),
-      Env: environment(part.env?.(settings) ?? {}),
+      Env: environment(env),
       Labels: {
         [labels.launch]: launch.id,
         [labels.engine]: launch.engine,
@@ -284,13 +292,13 @@ export const make = Effect.fnUntraced(function*(
         LogConfig: logConfig
       }
     }
-    return spec
+    return { spec, hidden: secretsOf(env) }
   })
 
   const start = (launch: Launch) =>
     Effect.uninterruptibleMask((restore) =>
       Effect.gen(function*() {
-        const spec = yield* restore(specOf(launch))
+        const { hidden, spec } = yield* restore(specOf(launch))
         const clean = Effect.catch(
           sweep(launch.id),
           (error) => Effect.logWarning(`What was left of the start ${launch.id} was not removed`, error)
@@ -309,6 +317,7 @@ export const make = Effect.fnUntraced(function*(
           )
           yield* restore(Effect.void)
           own.add(Id)
+          secrets.set(Id, hidden)
           return { kind: "container" as const, id: Id }
         }).pipe(Effect.onError(() => clean))
       })
@@ -318,11 +327,8 @@ export const make = Effect.fnUntraced(function*(
     if (recipe.container === undefined) return Effect.undefined
     const image = referenceOf(recipe.container, version)
     return docker.inspectImage(image).pipe(
-      Effect.map(({ Config }) => ({
-        path: image,
-        version: version ?? Config?.Labels["org.opencontainers.image.version"] ??
-          image.slice(image.lastIndexOf(":") + 1)
-      })),
+      // What is located by this version again is the same image.
+      Effect.as({ path: image, version: version ?? recipe.container.tag }),
       Effect.catchIf(isImageMissing, () => Effect.undefined),
       Effect.mapError(toRuntimeError)
     )
@@ -368,7 +374,7 @@ export const make = Effect.fnUntraced(function*(
   /** What a container wrote; nothing where it was removed. */
   const texts = (id: string, options: Docker.LogOptions) =>
     docker.logLines(id, options).pipe(
-      Stream.map(({ text }) => text),
+      Stream.map(({ text }) => mask(secrets.get(id), text)),
       Stream.catchIf(isAbsent, () => Stream.empty),
       Stream.mapError(toRuntimeError)
     )

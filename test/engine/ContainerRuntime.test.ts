@@ -121,7 +121,7 @@ const suite = (start: Effect.Effect<string, never, Scope.Scope>, { publishes }: 
       assert.match(instance.id, /^[0-9a-f]{64}$/)
       assert.strictEqual(yield* served(outer, "/health"), "healthy\n")
       assert.isTrue(yield* runtime.isRunning(instance))
-      const written = `listens on ${inner}, model /models/model.gguf, secret hidden`
+      const written = `listens on ${inner}, model /models/model.gguf, secret <redacted>`
       assert.deepStrictEqual(yield* runtime.tail(instance, 5), [written])
       const holder = Effect.suspend(() => runtime.portHolder?.(outer) ?? Effect.succeed("nobody was asked"))
       assert.strictEqual(yield* holder, `the container effect-units-${it.id} of the image ${image}`)
