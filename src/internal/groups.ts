@@ -522,8 +522,8 @@ export const make = (surroundings: Surroundings) => {
   const list: Effect.Effect<ReadonlyArray<Group>, SqlError.SqlError> = Effect.gen(function*() {
     const last = yield* lastOffset
     const rows = yield* sql<{ consumer: string; last_offset: Integer; parked: Integer }>`
-      SELECT consumer, last_offset, parked FROM effect_units_groups ORDER BY consumer`
-    return yield* Effect.forEach(rows, (row) =>
+      SELECT consumer, last_offset, parked FROM effect_units_groups`
+    const groups = yield* Effect.forEach(rows, (row) =>
       Effect.map(openEvents(row.consumer), (open) => ({
         name: Rows.original(row.consumer),
         position: Number(row.last_offset),
@@ -531,6 +531,7 @@ export const make = (surroundings: Surroundings) => {
         open,
         parked: Number(row.parked)
       })))
+    return groups.sort((one, other) => one.name < other.name ? -1 : 1)
   })
 
   const removeGroup = (group: string) => {
