@@ -363,7 +363,8 @@ class PublisherImpl implements Publisher {
     return this.sending.isNow
   }
 
-  offer(event: Event): void {
+  // The functions of the interface are fields, so that they work when they are taken out of the publisher, too.
+  readonly offer = (event: Event): void => {
     if (this.closed) return this.fail("Closed", () => closedError(event))
     number(event, this)
     try {
@@ -375,8 +376,8 @@ class PublisherImpl implements Publisher {
     }
   }
 
-  publish(event: Event): Effect.Effect<void, PublishError> {
-    return this.settle(
+  readonly publish = (event: Event): Effect.Effect<void, PublishError> =>
+    this.settle(
       event,
       Effect.suspend(() => {
         if (this.closed) return Effect.fail(closedError(event))
@@ -385,7 +386,6 @@ class PublisherImpl implements Publisher {
         return effect === undefined ? Effect.void : this.guarded(event, effect)
       })
     )
-  }
 
   /** Publishes what `offer` has accepted. */
   readonly publishAccepted = ({ effect, event }: Accepted): Effect.Effect<void> => {
@@ -399,9 +399,7 @@ class PublisherImpl implements Publisher {
     this.queue.end()
   }
 
-  report(error: PublishError): void {
-    this.fail(error.reason._tag, () => error)
-  }
+  readonly report = (error: PublishError): void => this.fail(error.reason._tag, () => error)
 
   /** An error costs far more than a count, and whoever is on this path is a unit: only the first of a streak is made. */
   private fail(tag: PublishError["reason"]["_tag"], error: () => PublishError): void {
@@ -683,7 +681,7 @@ const pair = Effect.fnUntraced(function*(left: Publisher, right: Publisher): Eff
         const toSecond = second.waits === first.waits
           ? second.publish(event)
           : Effect.sync(() => second.offer(event))
-        if (first.waits && isStart(event)) {
+        if (first.waits && first.policy !== "open" && isStart(event)) {
           return first.publish(event).pipe(
             // Whoever gives up waiting publishes the end of the execution, to both.
             Effect.onInterrupt(() => handOver(second, event)),
@@ -898,7 +896,8 @@ export interface BufferOptions {
  * The policy becomes `open`: a unit no longer learns whether its event was published. What is dropped is counted in
  * `effect_units_events_dropped`, logged once until the buffer has drained, and shows as a gap in `sequence`. Under `suspend` units
  * wait for room, an ending one at most `terminalTimeout` of the publisher; an event whose unit gives up waiting is dropped. Closing
- * the scope publishes what was accepted, for at most `flushTimeout`.
+ * the scope publishes what was accepted, for at most `flushTimeout`; what comes later, or still waits for room, is dropped, and `publish`
+ * fails with the reason `Closed`, while units run on.
  *
  * @category combinators
  * @since 0.1.0
@@ -921,15 +920,29 @@ export const buffered: Combinator<BufferOptions> = combinator(Effect.fnUntraced(
       if (ring.size === 0) dropping = false
       return Effect.ignore(publisher.publish(event))
     }
-    yield* consume(ring, forward, () => ring.end(), options.flushTimeout)
+    let closed = false
+    const end = (): void => {
+      closed = true
+      ring.end()
+    }
+    yield* consume(ring, forward, end, options.flushTimeout)
     const offer = (event: Event): void => {
       number(event, counter)
       if (!(options.strategy === "sliding" ? ring.slide(event) : ring.offer(event))) dropped()
     }
-    const wait = (event: Event): Effect.Effect<void> =>
+    const wait = (event: Event): Effect.Effect<void, PublishError> =>
       Effect.suspend(() => {
         number(event, counter)
-        return Effect.map(ring.offerWaiting(event, dropped), (accepted) => accepted ? undefined : dropped())
+        return Effect.flatMap(ring.offerWaiting(event, dropped), (accepted) => {
+          if (accepted) return Effect.void
+          dropped()
+          return Effect.fail(closedError(event))
+        })
+      })
+    const hand = (event: Event): Effect.Effect<void, PublishError> =>
+      Effect.suspend(() => {
+        offer(event)
+        return closed ? Effect.fail(closedError(event)) : Effect.void
       })
     const waits = options.strategy === "suspend"
     return {
@@ -945,7 +958,7 @@ export const buffered: Combinator<BufferOptions> = combinator(Effect.fnUntraced(
       context: publisher.context,
       terminalTimeout: publisher.terminalTimeout,
       offer,
-      publish: waits ? wait : (event) => Effect.sync(() => offer(event)),
+      publish: waits ? wait : hand,
       report: (error) => publisher.report(error),
       transaction: undefined
     }

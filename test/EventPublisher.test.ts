@@ -24,6 +24,7 @@ import { type ExecutionEvent, toJson } from "../src/ExecutionEvent.ts"
 import { instrument, instrumentEffect } from "../src/instrument.ts"
 import { violations } from "../src/testing/lifecycle.ts"
 import * as Unit from "../src/Unit.ts"
+import * as Events from "./fixtures/events.ts"
 import { idle, makeWorld, named, range, recorder, sequences, short, unavailable } from "./publisherWorld.ts"
 
 const Said = DomainEvent.define("chat.said", { text: Schema.String })
@@ -681,6 +682,20 @@ describe("sample", () => {
     }))
 })
 
+describe("make", () => {
+  it.effect("makes a publisher whose functions can be taken out of it", () =>
+    Effect.gen(function*() {
+      const seen: Array<string> = []
+      const world = yield* makeWorld(EventPublisher.layer({ publish: (event) => void seen.push(event.id) }))
+      const { offer, publish, report } = world.publisher
+      yield* publish(Events.domainEvent("a"))
+      offer(Events.domainEvent("b"))
+      report(unavailable(Events.domainEvent("c")))
+      assert.deepStrictEqual(seen, ["a", "b"])
+      assert.deepStrictEqual(world.counts(), { "failures Unavailable": 1 })
+    }))
+})
+
 describe("buffered", () => {
   /** A publisher that publishes one event per turn that it is given. */
   const gated = Effect.gen(function*() {
@@ -825,6 +840,52 @@ describe("buffered", () => {
       yield* TestClock.adjust("1 second")
       yield* Fiber.join(closing)
       assert.deepStrictEqual(world.counts(), { "executions completed": 3, "drops buffered": 4, "drops flush": 2 })
+    }))
+
+  it.effect("says to whoever publishes that it is closed, before it waits and while it does", () =>
+    Effect.gen(function*() {
+      for (const strategy of ["suspend", "dropping", "sliding"] as const) {
+        const world = yield* makeWorld(
+          EventPublisher.layer({ publish: () => Effect.never, policy: "closed" }).pipe(
+            EventPublisher.buffered({ capacity: 1, strategy, flushTimeout: 0 })
+          )
+        )
+        const event = Events.domainEvent("a")
+        const { offer, publish, report } = world.publisher
+        yield* publish(event)
+        yield* Effect.yieldNow
+        yield* publish(event)
+        const waiting = yield* Effect.forkChild(Effect.exit(publish(event)), { startImmediately: true })
+        yield* world.close
+        const closed = Exit.fail(
+          new EventPublisher.PublishError({ event_id: "a", reason: new EventPublisher.Closed() })
+        )
+        assert.deepStrictEqual(yield* Fiber.join(waiting), strategy === "suspend" ? closed : Exit.void)
+        assert.deepStrictEqual(yield* Effect.exit(publish(event)), closed)
+        offer(event)
+        report(unavailable(event))
+        assert.strictEqual(world.counts()["failures Unavailable"], 1)
+        // An open publisher loses events, and units run.
+        yield* world.run(idle)
+        assert.strictEqual(world.counts()["executions completed"], 1)
+      }
+    }))
+
+  it.effect("closed beside another publisher, it leaves the other one its events", () =>
+    Effect.gen(function*() {
+      const seen: Array<string> = []
+      const scope = yield* Scope.make()
+      const closing = yield* Layer.buildWithScope(
+        EventPublisher.buffered(EventPublisher.layer({ publish: () => {} }), { capacity: 1, strategy: "suspend" }),
+        scope
+      )
+      const world = yield* makeWorld(EventPublisher.combine(
+        Layer.succeedContext(closing),
+        EventPublisher.layer({ publish: (event) => void seen.push(short(event)) })
+      ))
+      yield* Scope.close(scope, Exit.void)
+      yield* world.run(idle)
+      assert.deepStrictEqual(seen, ["test.idle started", "test.idle completed"])
     }))
 
   it.effect("counts an event as dropped whose unit gives up waiting for room", () =>

@@ -312,7 +312,8 @@ const introduce = (
       Effect.flatMap(Effect.exit(restore(Fiber.join(answer))), (handed) => {
         if (Exit.isSuccess(handed)) return Effect.void
         const refusal = Cause.findErrorOption(handed.cause)
-        if (Option.isSome(refusal)) return Effect.die(refusal.value)
+        // An open publisher loses the event, and the unit runs.
+        if (Option.isSome(refusal)) return publisher.policy === "open" ? Effect.void : Effect.die(refusal.value)
         const exit = Exit.failCause(withoutFailures(handed.cause))
         return Effect.flatMap(Effect.timeoutOption(Fiber.await(answer), publisher.terminalTimeout), (late) => {
           if (Option.isSome(late) && Exit.isFailure(late.value)) return exit
