@@ -402,9 +402,13 @@ const suite = <E>(layer: Layer.Layer<SqlClient.SqlClient, E>) => {
 
 const secret = Schema.decodeUnknownSync(Schema.RedactedFromValue(Schema.String))("hunter2-hunter2")
 
-describe("groups on SQLite", () => suite(Sqlite.layer({ filename: ":memory:" })))
+describe("groups on SQLite", () => {
+  suite(Sqlite.layer({ filename: ":memory:" }))
+})
 
-await withServer("PostgreSQL", "groups on PostgreSQL", (url) => suite(client(url)))
+await withServer("PostgreSQL", "groups on PostgreSQL", (url) => {
+  suite(client(url))
+})
 
 describe("a group in time", () => {
   /** Lets everything happen that happens without time. */
