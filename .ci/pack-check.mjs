@@ -32,7 +32,7 @@ const filesBelow = (directory) =>
     .filter((entry) => entry.isFile())
     .map((entry) => path.relative(directory, path.join(entry.parentPath, entry.name)).split(path.sep).join("/"))
 
-/** The export map that the sources ask for: the core, folders with an index, single modules, publishers. */
+/** The export map that the sources ask for: the core, folders with an index, single modules, backends, publishers. */
 const wantedExports = () => {
   const target = (to) => ({ types: `./dist/${to}.d.ts`, default: `./dist/${to}.js` })
   const has = (file) => fs.existsSync(path.join(root, "src", file))
@@ -41,7 +41,8 @@ const wantedExports = () => {
     if (has(`${name}/index.ts`)) wanted[`./${name}`] = target(`${name}/index`)
   }
   for (const name of ["units", "node"]) if (has(`${name}.ts`)) wanted[`./${name}`] = target(name)
-  if (has("publishers")) wanted["./publishers/*"] = target("publishers/*")
+  for (const name of ["backends", "publishers"]) wanted[`./${name}/*`] = target(`${name}/*`)
+  wanted["./backends/internal/*"] = null
   return wanted
 }
 
@@ -73,7 +74,7 @@ const checkFiles = (installed) => {
   return files
 }
 
-/** Every subpath a user can write, such as `./model`, with the publishers' pattern spelled out. */
+/** Every subpath a user can write, such as `./model`, with patterns spelled out. */
 const subpaths = () =>
   Object.keys(manifest.exports).flatMap((key) => {
     if (manifest.exports[key] === null || key === "./package.json") return []
@@ -156,7 +157,7 @@ try {
   })
   // The core and the domains come without peers; only what adapts to one may ask for it.
   assert.deepEqual(
-    needsPeer.filter((subpath) => !/^\.\/(node$|testing$|publishers\/)/.test(subpath)),
+    needsPeer.filter((subpath) => !/^\.\/(node$|testing$|publishers\/|backends\/)/.test(subpath)),
     [],
     "these load an optional peer"
   )
@@ -173,7 +174,8 @@ try {
   }
 
   step("import and type-check every subpath, with the optional peers")
-  install(pinned("@types/node"), ...optionalPeers.map(pinned))
+  // Nothing names node-llama-cpp before it is used, not even a type, and it weighs 900 MB.
+  install(pinned("@types/node"), ...optionalPeers.filter((name) => name !== "node-llama-cpp").map(pinned))
   for (const subpath of needsPeer) assert.equal(load(project, node, specifier(subpath)).missing, undefined, subpath)
   const reexport = (name, some) =>
     fs.writeFileSync(
