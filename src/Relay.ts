@@ -17,8 +17,8 @@
  *
  * **Gotchas**
  *
- * Events of one tree go one after the other, each in one round trip to the broker. Pruning the log does not wait for a relay that is
- * behind; `status` says how far it is.
+ * Events of one tree go one after the other, each in one round trip to the broker. `prune` keeps what a relay has not moved, so one that is
+ * no longer run has to be forgotten, by `remove`; with `unacknowledged` it does not wait, and the relay logs and counts what it missed.
  *
  * @since 0.1.0
  */
@@ -289,6 +289,18 @@ const shardOf = (event: EventPublisher.Event, shards: number): number => Math.fl
 /** What keeps its order: a tree of executions. */
 const keyOf = (event: EventPublisher.Event): string => event.root_id ?? event.correlation_id ?? ""
 
+const removeShards = Effect.fnUntraced(function*(store: EventStore.Store, name: string) {
+  const removed = yield* store.sql<{ shard: Integer }>`
+    DELETE FROM effect_units_relay_shards WHERE relay = ${name} RETURNING shard`
+  yield* Effect.forEach(removed, ({ shard }) => store.removeCheckpoint(consumerOf(name, Number(shard))), {
+    discard: true
+  })
+  return removed.length > 0
+})
+
+const failWith = (error: SqlError.SqlError): Effect.Effect<never, EventStore.EventStoreError> =>
+  Effect.fail(EventStore.fromSqlError(error))
+
 /**
  * Makes sure of the rows of a relay. Where it is divided anew, every shard begins where the last one was.
  */
@@ -299,7 +311,7 @@ const register = Effect.fnUntraced(
   ) {
     const { sql } = store
     const place = Effect.fnUntraced(function*(offset: number) {
-      yield* sql`DELETE FROM effect_units_relay_shards WHERE relay = ${name}`
+      yield* removeShards(store, name)
       for (let shard = 0; shard < shards; shard++) {
         yield* sql`INSERT INTO effect_units_relay_shards ${
           sql.insert({ relay: name, shard, member: null, token: 0, relayed: 0, refused: 0 })
@@ -326,8 +338,7 @@ const register = Effect.fnUntraced(
     yield* sql`UPDATE effect_units_relays SET shards = ${shards} WHERE relay = ${name}`
     yield* place(Math.min(...positions))
   },
-  (effect, store) =>
-    Effect.catchTag(store.withTransaction(effect), "SqlError", (error) => Effect.fail(EventStore.fromSqlError(error)))
+  (effect, store) => Effect.catchTag(store.withTransaction(effect), "SqlError", failWith)
 )
 
 /** What is read at once. */
@@ -335,6 +346,8 @@ interface Page {
   readonly entries: ReadonlyArray<EventStore.Entry>
   /** Why the only event of this page cannot be read. */
   readonly unreadable?: string
+  /** How many events were pruned before this page. */
+  readonly missed: number
   /** The page ends here. */
   readonly last: number
 }
@@ -437,7 +450,11 @@ export const make = Effect.fnUntraced(function*<E, R>(
       const read = yield* Effect.result(store.read({ after, limit }))
       if (Result.isSuccess(read)) {
         const last = read.success.at(-1)
-        if (last !== undefined) return { entries: read.success, last: last.offset }
+        if (last !== undefined) {
+          // Offsets have no holes but those that were pruned; what went before a relay began was never its to miss.
+          const missed = after === 0 ? 0 : last.offset - after - read.success.length
+          return { entries: read.success, last: last.offset, missed }
+        }
         yield* more(after)
         continue
       }
@@ -446,7 +463,7 @@ export const make = Effect.fnUntraced(function*<E, R>(
         yield* failed(reason._tag, read.failure.message)
         yield* Effect.sleep(backoff.next())
       } else if (limit === 1) {
-        return { entries: [], unreadable: reason.message, last: reason.offset }
+        return { entries: [], unreadable: reason.message, last: reason.offset, missed: 0 }
       } else limit = Math.trunc(limit / 2)
     }
   })
@@ -510,7 +527,14 @@ export const make = Effect.fnUntraced(function*<E, R>(
       return true
     })
 
-    const relayPage = Effect.fnUntraced(function*({ entries, last, unreadable }: Page) {
+    const relayPage = Effect.fnUntraced(function*({ entries, last, missed, unreadable }: Page) {
+      // Nobody knows whose they were, so the first shard tells.
+      if (missed > 0 && shard === 0) {
+        yield* Metric.update(Metrics.relayed(name, "missed"), missed)
+        yield* Effect.logWarning(
+          `The relay "${name}" has missed ${missed} events before offset ${last}: they were pruned before it came to them`
+        )
+      }
       if (unreadable === undefined) return yield* relayEntries(entries)
       // Nobody knows whose it is, so the first shard sees to it.
       if (shard !== 0) return true
@@ -666,6 +690,28 @@ export const make = Effect.fnUntraced(function*<E, R>(
     discard
   }
 })
+
+/**
+ * Forgets a relay that is no longer run, with its place and what it parked, so that `prune` waits for it no more. `false` where there is
+ * none of that name. Under the same name it begins anew.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const remove = (name: string): Effect.Effect<boolean, EventStore.EventStoreError, EventStore.EventStore> =>
+  EventStore.EventStore.use((store) => {
+    const { sql } = store
+    const removeAll = Effect.gen(function*() {
+      for (const table of ["effect_units_relay_members", "effect_units_relay_parked", "effect_units_relays"]) {
+        yield* sql`DELETE FROM ${sql(table)} WHERE relay = ${name}`
+      }
+      return yield* removeShards(store, name)
+    })
+    return Effect.andThen(
+      prepareTables(sql),
+      Effect.catchTag(store.withTransaction(removeAll), "SqlError", failWith)
+    )
+  })
 
 /**
  * Layer of a relay that works for as long as the Layer lives.

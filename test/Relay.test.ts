@@ -1,13 +1,38 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Clock, Context, Deferred, Effect, Exit, Fiber, Layer, Logger, Metric, Option, Queue, Scope } from "effect"
+import { jetstreamManager } from "@nats-io/jetstream"
+import { connect } from "@nats-io/transport-node"
+import {
+  Clock,
+  Context,
+  Deferred,
+  Effect,
+  Exit,
+  Fiber,
+  Layer,
+  Logger,
+  Metric,
+  Option,
+  Queue,
+  Redacted,
+  Schema,
+  Scope,
+  Tracer
+} from "effect"
 import { TestClock } from "effect/testing"
 import * as fs from "node:fs"
 import * as os from "node:os"
 import * as path from "node:path"
-import { EventPublisher, EventStore, Relay } from "../src/index.ts"
+import { createClient } from "redis"
+import { DomainEvent, EventPublisher, EventStore, EventSubscriber, Execution, instrument, Relay } from "../src/index.ts"
+import * as Nats from "../src/publishers/Nats.ts"
+import * as Postgres from "../src/publishers/Postgres.ts"
+import * as Redis from "../src/publishers/Redis.ts"
 import * as Sqlite from "../src/publishers/Sqlite.ts"
 import { Faults } from "../src/testing/index.ts"
 import { completed, domainEvent, failed, started } from "./fixtures/events.ts"
+import { ownSchema } from "./fixtures/postgres.ts"
+import { receive } from "./fixtures/receiving.ts"
+import { withServer } from "./servers.ts"
 
 type Event = EventPublisher.Event
 
@@ -162,8 +187,11 @@ describe("moving", () => {
         completed(`${tree}-child`, { root: `${tree}` }),
         completed(`${tree}`)
       ])
-      // One event of each tree in turn.
-      const events = [0, 1, 2, 3].flatMap((part) => trees.map((tree) => tree[part]!))
+      // One event of each of four trees in turn.
+      const events = Array.from(
+        { length: 10 },
+        (_, group) => [0, 1, 2, 3].flatMap((part) => trees.slice(4 * group, 4 * group + 4).map((tree) => tree[part]!))
+      ).flat()
       yield* store.append(events)
       let inFlight = 0
       let most = 0
@@ -172,8 +200,8 @@ describe("moving", () => {
         publish: (event) =>
           Effect.gen(function*() {
             most = Math.max(most, ++inFlight)
-            // Later trees answer first.
-            yield* Effect.sleep(1000 - 10 * Number.parseInt(event.id, 10))
+            // What is sent later is answered first.
+            yield* Effect.sleep(1000 - 5 * events.findIndex(({ id }) => id === event.id))
             inFlight--
             yield* broker.take(event)
           })
@@ -198,11 +226,9 @@ describe("moving", () => {
         const store = yield* newStore
         const broker = yield* makeBroker
         const ids = Array.from({ length: 30 }, (_, index) => `${seed}-${index}`)
-        yield* store.append([
-          ...ids.map((id) => started(id)),
-          ...ids.map((id) => domainEvent(`${id}:said`, { correlation: id })),
-          ...ids.map((id) => completed(id))
-        ])
+        yield* store.append(
+          ids.flatMap((id) => [started(id), domainEvent(`${id}:said`, { correlation: id }), completed(id)])
+        )
         const to = broker.layer.pipe(Faults.inject({
           timeout: "1 second",
           schedule: Faults.seeded(seed, [
@@ -648,6 +674,28 @@ describe("several processes", () => {
       assert.deepStrictEqual([position, shards.length, broker.ids().length], [22, 3, 22])
     }))
 
+  it.effect("one with fewer shards, or none any more, does not keep the log from being pruned", () =>
+    Effect.gen(function*() {
+      const filename = yield* temporaryFile
+      const broker = yield* makeBroker
+      const store = yield* openStore(filename)
+      const prune = Effect.map(store.prune({ keep: 0 }), ({ events }) => events)
+      const run = Effect.fnUntraced(function*(shards: number) {
+        const relay = yield* start(store, { name: "x", to: broker.layer, shards })
+        yield* caughtUp(relay)
+        yield* relay.close
+      })
+      yield* run(3)
+      yield* store.append(story("a"))
+      assert.strictEqual(yield* prune, 0)
+      yield* run(1)
+      assert.strictEqual(yield* prune, 2)
+      yield* store.append(story("b"))
+      assert.strictEqual(yield* prune, 0)
+      const remove = Effect.provideService(Relay.remove("x"), EventStore.EventStore, store)
+      assert.deepStrictEqual([yield* remove, yield* remove, yield* prune], [true, false, 2])
+    }))
+
   it.effect("relays of different names know nothing of each other", () =>
     Effect.gen(function*() {
       const filename = yield* temporaryFile
@@ -661,6 +709,31 @@ describe("several processes", () => {
 })
 
 describe("looking after it", () => {
+  it.effect("says what it missed, as it was pruned all the same", () =>
+    Effect.gen(function*() {
+      const registry: Metric.MetricRegistry = new Map()
+      const logs: Array<string> = []
+      const store = yield* newStore
+      const broker = yield* makeBroker
+      const run = start(store, { name: "x", to: broker.layer }).pipe(
+        Effect.provide(Logger.layer([Logger.make(({ message }) => void logs.push(String(message)))])),
+        Effect.provideService(Metric.MetricRegistry, registry)
+      )
+      yield* store.append(story("a"))
+      const first = yield* run
+      yield* caughtUp(first)
+      yield* first.close
+      yield* store.append([...story("b"), ...story("c")])
+      yield* store.prune({ keep: 1, unacknowledged: true })
+      yield* caughtUp(yield* run)
+      assert.deepStrictEqual(broker.ids(), ["a:started", "a:completed", "c:completed"])
+      assert.deepStrictEqual(counter("effect_units_relay_events")(registry), { relayed: 3, missed: 3 })
+      assert.include(
+        logs,
+        "The relay \"x\" has missed 3 events before offset 6: they were pruned before it came to them"
+      )
+    }))
+
   it.effect("says how far it is behind, in events and in time, also by metrics", () =>
     Effect.gen(function*() {
       const registry: Metric.MetricRegistry = new Map()
@@ -703,4 +776,134 @@ describe("looking after it", () => {
         Option.map(Exit.getCause(Exit.fail("no server")), String)
       )
     }))
+})
+
+await withServer("PostgreSQL", "a relay from PostgreSQL", (url) => {
+  it.live("moves, parks, hands its shards over, and its stale mark is refused", () =>
+    Effect.gen(function*() {
+      const schema = yield* ownSchema(url)
+      const open = Effect.map(
+        Layer.build(Layer.fresh(Postgres.layer({ url: Redacted.make(url), schema, policy: "transactional" }))),
+        (context) => ({ context, store: Context.get(context, EventStore.EventStore) })
+      )
+      const { context, store } = yield* open
+      const other = yield* open
+      const broker = yield* makeBroker
+      let heals = false
+      const to = EventPublisher.layer({
+        policy: "closed",
+        publish: (event) => event.id.startsWith("poison") && !heals ? reject(event) : broker.take(event)
+      })
+      const options = { name: "x", to, lease: "600 millis", shards: 2, pollInterval: "50 millis" } as const
+      const first = yield* start(store, options)
+      yield* other.store.append([...story("a"), ...story("poison"), ...story("b")])
+      yield* broker.arrived(4)
+      yield* caughtUp(first)
+      assert.deepStrictEqual((yield* first.parked()).map(({ event, offset }) => [offset, event?.id]), [
+        [3, "poison:started"],
+        [4, "poison:completed"]
+      ])
+      heals = true
+      assert.deepStrictEqual([yield* first.replay(3), yield* first.discard(4), yield* first.discard(4)], [
+        true,
+        true,
+        false
+      ])
+      yield* broker.arrived(1)
+
+      // What a unit commits is relayed as well, and what it rolls back is not.
+      const unit = instrument((fails: boolean) => fails ? Effect.fail("no") : Effect.void, { name: "test.unit" })
+      yield* Effect.provide(Effect.andThen(Effect.exit(unit(true)), unit(false)), context)
+      const told = yield* broker.arrived(4)
+      assert.deepStrictEqual(told.map((event) => "event_type" in event ? event.event_type : "").toSorted(), [
+        "execution_completed",
+        "execution_failed",
+        "execution_started",
+        "execution_started"
+      ])
+
+      const second = yield* start(other.store, options)
+      const holders = Effect.map(second.status, ({ shards }) => new Set(shards.map(({ holder }) => holder)).size)
+      yield* Effect.repeat(Effect.andThen(Effect.sleep("20 millis"), holders), { until: (count) => count === 2 })
+      yield* store.append(Array.from({ length: 20 }, (_, index) => started(`${index}`)))
+      yield* broker.arrived(20)
+      yield* caughtUp(second)
+      yield* first.close
+      yield* Effect.repeat(Effect.andThen(Effect.sleep("20 millis"), second.status), {
+        until: ({ members, shards }) => members.length === 1 && shards.every(({ holder }) => holder === members[0])
+      })
+      const status = yield* second.status
+      assert.deepStrictEqual([status.relayed, status.refused, status.parked, status.lag_events], [28, 2, 0, 0])
+    }))
+})
+
+/** What the publisher of a store was given arrives at a broker's subscriber as it was. */
+const through = (
+  broker: Layer.Layer<EventPublisher.EventPublisher | EventSubscriber.EventSubscriber, unknown>
+) =>
+  Effect.gen(function*() {
+    const filename = yield* temporaryFile
+    const spans: Array<Tracer.Span> = []
+    const tracer = Tracer.make({
+      span: (options) => {
+        const span = new Tracer.NativeSpan(options)
+        spans.push(span)
+        return span
+      }
+    })
+    const source = Layer.provideMerge(
+      Relay.layer({ name: "x", to: broker }),
+      Sqlite.layer({ filename, policy: "closed" })
+    )
+    const Noted = DomainEvent.define("test.noted", { text: Schema.String })
+    const inner = instrument(
+      (text: string) => Effect.andThen(Noted.publish({ text }), Effect.fail({ _tag: "No", text })),
+      {
+        name: "test.inner"
+      }
+    )
+    const outer = instrument((text: string) => Effect.exit(inner(text)), { name: "test.outer" })
+    yield* Effect.gen(function*() {
+      yield* Effect.withSpan(
+        Execution.annotate({ request_id: "r-1", user_id: 7 })(outer("NUL \0 and half \ud800")),
+        "request"
+      ).pipe(Effect.withTracer(tracer))
+      const store = yield* EventStore.EventStore
+      const published = (yield* store.read()).map(({ event }) => event)
+      assert.strictEqual(published.length, 5)
+      const arrived = yield* EventSubscriber.EventSubscriber.use((subscriber) =>
+        receive(subscriber, { consumer: "c" }, 5)
+      ).pipe(Effect.provide(broker))
+      assert.deepStrictEqual(arrived.map(({ event }) => event), published)
+      const [span] = spans
+      for (const { event } of arrived) {
+        if (!("trace_id" in event)) continue
+        assert.deepStrictEqual([event.trace_id, event.span_id], [span?.traceId, span?.spanId])
+      }
+      assert.deepStrictEqual(arrived[0]?.event.attributes, { request_id: "r-1", user_id: 7 })
+    }).pipe(Effect.provide(source))
+  })
+
+await withServer("NATS", "a relay to NATS JetStream", (servers) => {
+  it.live("events arrive as they were published, traces included", () => {
+    const prefix = `relay_${process.pid}`
+    const remove = Effect.promise(async () => {
+      const nc = await connect({ servers })
+      await (await jetstreamManager(nc)).streams.delete(prefix)
+      await nc.close()
+    })
+    return Effect.ensuring(through(Nats.layer({ servers, prefix, policy: "closed", storage: "memory" })), remove)
+  })
+})
+
+await withServer("Redis", "a relay to Redis Streams", (url) => {
+  it.live("events arrive as they were published, traces included", () => {
+    const key = `relay_${process.pid}`
+    const remove = Effect.promise(async () => {
+      const client = await createClient({ url }).connect()
+      await client.del(key)
+      await client.close()
+    })
+    return Effect.ensuring(through(Redis.layer({ url, key, policy: "closed" })), remove)
+  })
 })

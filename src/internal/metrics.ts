@@ -179,7 +179,7 @@ export const drops = (buffer: string): Metric.Counter<number> =>
  *
  * @internal
  */
-export const relayed = (relay: string, outcome: "relayed" | "parked" | "skipped"): Metric.Counter<number> =>
+export const relayed = (relay: string, outcome: "relayed" | "parked" | "skipped" | "missed"): Metric.Counter<number> =>
   Metric.counter("effect_units_relay_events", {
     description: "Events that a relay moved, put aside or left out",
     incremental: true,
