@@ -219,7 +219,7 @@ const payload: CaseDefinition = {
     const large = sized(Math.min(promises.maxPayloadBytes, largest))
     const small = author.started(author.correlationId(), "small")
     yield* kit.publish(build, [large, small])
-    yield* expect(kit, reader, [large, small], promises.ordered !== "none")
+    yield* expect(kit, reader, [large, small], promises.ordered === "global")
     if (!Number.isFinite(promises.maxPayloadBytes)) return none
 
     const before = yield* build.losses
@@ -293,9 +293,9 @@ const deduplicate: CaseDefinition = {
     yield* kit.publish(build, events)
     yield* kit.publishBy(build, 2, [...events, ...events])
     yield* kit.publish(build, last)
-    yield* expect(kit, reader, [...events, ...last], promises.ordered !== "none")
+    yield* expect(kit, reader, [...events, ...last], promises.ordered === "global")
     yield* kit.quiet
-    yield* expect(kit, reader, [...events, ...last], promises.ordered !== "none")
+    yield* expect(kit, reader, [...events, ...last], promises.ordered === "global")
     if (promises.dedup !== "forever" || !promises.durable) return none
 
     yield* build.close
@@ -303,7 +303,7 @@ const deduplicate: CaseDefinition = {
     const later = yield* kit.read(again)
     const new_ = author.events(2)
     yield* kit.publish(again, [...events, ...new_])
-    yield* expect(kit, later, new_, promises.ordered !== "none")
+    yield* expect(kit, later, new_, promises.ordered === "global")
     return none
   })
 }
@@ -417,7 +417,15 @@ const noAck: CaseDefinition = {
     const witness = yield* kit.read(build)
     // Asks for the next one right away, whatever became of the last.
     const reader = yield* kit.read(build, { maxInFlight: 1 }, () => Effect.void)
-    const events = kit.author().events(4)
+    const author = kit.author()
+    const id = author.correlationId()
+    // Of one execution, as some keep no other order.
+    const events = [
+      author.started(id, {}),
+      author.domainEvent(id, {}),
+      author.domainEvent(id, {}),
+      author.completed(id, {})
+    ]
     yield* kit.publish(build, events)
     yield* gather([witness], events)
     for (let index = 0; index < events.length; index++) {
@@ -985,6 +993,12 @@ const transactions: CaseDefinition = {
       () => told("conformance.last", "completed") > 0,
       () => "the last unit's completed event did not come"
     )
+    // Where executions overtake each other, the last one to end need not come last.
+    yield* Effect.ignore(reader.until(
+      () => told("conformance.rolled_back", "failed") > 0 && told("conformance.committed", "completed") > 0,
+      () => "an end did not come"
+    ))
+    yield* kit.quiet
     for (
       const [unit, ending, times] of [
         ["conformance.rolled_back", "started", 1],
