@@ -114,13 +114,21 @@ const processorTime = async (run: () => unknown): Promise<number> => {
 }
 
 // Node gives `gc` to scripts that are started with --expose-gc, or to a context that is made after the flag was set.
-const collectGarbage: () => void = (() => {
+const collector: (options: { readonly type: "minor" | "major" }) => void = (() => {
   setFlagsFromString("--expose-gc")
   const gc: unknown = runInNewContext("gc")
   if (typeof gc !== "function") throw new Error("This Node does not give access to its garbage collector")
-  // Of the young generation, which is all that a few hundred calls fill. A full one would also throw compiled code away.
-  return () => gc({ type: "minor" })
+  return (options) => gc(options)
 })()
+
+/** Of the young generation, which is all that a few hundred calls fill. A full one would also throw compiled code away. */
+const collectGarbage = (): void => collector({ type: "minor" })
+
+/** Bytes on the heap that something still holds. */
+export const heldBytes = (): number => {
+  collector({ type: "major" })
+  return process.memoryUsage().heapUsed
+}
 
 /**
  * Bytes that a call allocates: how much more the heap grows over twice as many calls, so that what a sample costs once drops out.

@@ -5,7 +5,8 @@
 import * as Crash from "./crash.ts"
 import * as EventStore from "./EventStore.ts"
 import { main } from "./harness.ts"
+import * as Inference from "./inference.ts"
 import * as Instrument from "./instrument.ts"
 import * as Publishers from "./publishers.ts"
 
-await main([Instrument.run, EventStore.run, Publishers.run, Crash.run])
+await main([Instrument.run, EventStore.run, Publishers.run, Crash.run, Inference.run, Inference.runStreams])

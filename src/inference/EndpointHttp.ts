@@ -8,6 +8,7 @@ import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import { constTrue } from "effect/Function"
 import * as FetchHttpClient from "effect/http/FetchHttpClient"
 import * as Headers from "effect/http/Headers"
 import * as HttpClient from "effect/http/HttpClient"
@@ -19,8 +20,8 @@ import * as Predicate from "effect/Predicate"
 import * as Redacted from "effect/Redacted"
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
-import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
+import * as Tracer from "effect/Tracer"
 import { concat, describe, excerpt, isWebAddress, rootCause } from "../internal/httpText.ts"
 import {
   type BackendReason,
@@ -31,6 +32,7 @@ import {
   TimedOut,
   Unreachable
 } from "./BackendReason.ts"
+import * as Wire from "./internal/wire.ts"
 
 /**
  * Where an endpoint is, and how long it may take.
@@ -66,17 +68,10 @@ export interface EndpointHttp {
   /** The same, with a body of JSON. Fields that are `undefined` are left out. */
   readonly post: (path: string, body: object) => HttpClientRequest.HttpClientRequest
   /**
-   * Sends a request, and succeeds when the head of an answer with status 2xx is there. Any other status is a reason. The connection
-   * closes with the scope, also in the middle of the body. `model` is whom the request is for, to tell a model that is missing from a
-   * path that is.
+   * Sends a request, and reads the whole answer, which fails where it has more bytes than `limit`, or another status than 2xx. `type` is
+   * its media type. `model` is whom the request is for, to tell a model that is missing from a path that is. The connection closes when it
+   * is interrupted.
    */
-  readonly open: (
-    request: HttpClientRequest.HttpClientRequest,
-    model?: string
-  ) => Effect.Effect<HttpClientResponse, BackendReason, Scope.Scope>
-  /** The body as it arrives; fails when it pauses for longer than the idle timeout. */
-  readonly body: (response: HttpClientResponse) => Stream.Stream<Uint8Array, BackendReason>
-  /** Sends a request, and reads the whole answer, which fails where it has more bytes than `limit`. `type` is its media type. */
   readonly bytes: (
     request: HttpClientRequest.HttpClientRequest,
     limit: number,
@@ -93,7 +88,10 @@ export interface EndpointHttp {
     path: string,
     schema: S
   ) => Effect.Effect<S["Type"], BackendReason>
-  /** Sends a request, and gives its body as it arrives. The connection closes when the stream ends, however it does. */
+  /**
+   * Sends a request, and gives the body of its answer as it arrives. Fails when it pauses for longer than the idle timeout. The
+   * connection closes when nobody takes the rest.
+   */
   readonly stream: (
     request: HttpClientRequest.HttpClientRequest,
     model: string
@@ -107,6 +105,7 @@ export interface EndpointHttp {
 // A thousand vectors of four thousand numbers are some 80 MB of JSON.
 const maxJsonBytes = 256 * 1024 * 1024
 const maxErrorBytes = 4096
+const maxErrorTime = "5 seconds"
 
 /** The system's codes for a connection that did not come about. Source: the errors of `node:net`, `node:dns` and Undici. */
 const unconnected = new Set([
@@ -137,7 +136,6 @@ const ErrorBody = Schema.Struct({
   type: Schema.optional(Schema.Unknown)
 })
 const decodeErrorBody = Schema.decodeUnknownOption(ErrorBody)
-const parseJson = Schema.decodeUnknownOption(Schema.fromJsonString(Schema.Unknown))
 
 interface Said {
   readonly message: string
@@ -228,7 +226,19 @@ const retryAfterOf = (headers: Headers.Headers, now: number): number | undefined
     : Math.min(Math.ceil(Duration.toSeconds(Headers.retryAfterDelay(parsed.success, now))), Number.MAX_SAFE_INTEGER)
 }
 
-const seconds = (duration: Duration.Duration): string => `${Duration.toSeconds(duration)} s`
+const seconds = (millis: number): string => `${millis / 1000} s`
+
+const late = (millis: number): TimedOut =>
+  new TimedOut({ detail: `It sent no answer within ${seconds(millis)}. Try again, or raise the timeout` })
+
+const silent = (millis: number): TimedOut =>
+  new TimedOut({ detail: `It fell silent for ${seconds(millis)}. Try again, or raise the timeout` })
+
+const tooLong = (limit: number): EngineFailed =>
+  new EngineFailed({ detail: `Its answer has more than ${limit} bytes`, retryable: false })
+
+/** Bytes that are read in one go. What is longer is counted as it comes. */
+const smallBody = 1024 * 1024
 
 /**
  * Builds the HTTP of one endpoint over the application's client.
@@ -243,12 +253,14 @@ const seconds = (duration: Duration.Duration): string => `${Duration.toSeconds(d
 export const make = Effect.fnUntraced(function*(
   options: Options
 ): Effect.fn.Return<EndpointHttp, never, HttpClient.HttpClient> {
-  const client = HttpClient.withScope(yield* HttpClient.HttpClient)
+  const client = yield* HttpClient.HttpClient
   const requestInit = Option.getOrElse(yield* Effect.serviceOption(FetchHttpClient.RequestInit), () => ({}))
-  const fetchByHand = Context.make(FetchHttpClient.RequestInit, { ...requestInit, redirect: "manual" as const })
-  const responseTimeout = Duration.fromInputUnsafe(options.responseTimeout ?? "10 minutes")
-  const idleTimeout = Duration.fromInputUnsafe(options.idleTimeout ?? "5 minutes")
-  const listTimeout = Duration.fromInputUnsafe(options.listTimeout ?? "5 seconds")
+  const traced = Context.make(FetchHttpClient.RequestInit, { ...requestInit, redirect: "manual" as const })
+  // A span of its own captures a stack.
+  const untraced = Context.add(traced, HttpClient.TracerDisabledWhen, constTrue)
+  const responseTimeout = Duration.toMillis(options.responseTimeout ?? "10 minutes")
+  const idleTimeout = Duration.toMillis(options.idleTimeout ?? "5 minutes")
+  const listTimeout = Duration.toMillis(options.listTimeout ?? "5 seconds")
   const key = options.apiKey
   const base = options.baseUrl.replace(/\/+$/, "")
 
@@ -260,6 +272,8 @@ export const make = Effect.fnUntraced(function*(
 
   const address = (path: string): string => path.startsWith("/") ? `${base}${path}` : path
 
+  const isReachable = isWebAddress(base)
+
   const transport = (error: HttpClientError): BackendReason => {
     if (isUnconnected(error)) {
       return new Unreachable({ detail: `It cannot be reached: ${describe(error)}. Check that it runs` })
@@ -267,101 +281,116 @@ export const make = Effect.fnUntraced(function*(
     return new EngineFailed({ detail: `The connection failed: ${describe(error)}. Try again`, retryable: true })
   }
 
-  const readText = Effect.fnUntraced(function*(response: HttpClientResponse, limit: number) {
-    const chunks: Array<Uint8Array> = []
-    let length = 0
-    yield* Stream.runForEachWhile(body(response), (chunk) =>
-      Effect.sync(() => {
-        chunks.push(chunk)
-        length += chunk.length
-        return length <= limit
-      }))
-    return { bytes: concat(chunks), truncated: length > limit }
-  })
-
+  /** The head of an answer with status 2xx. */
   const send = (
     request: HttpClientRequest.HttpClientRequest,
-    model: string | undefined,
-    timeout: Duration.Duration
-  ): Effect.Effect<HttpClientResponse, BackendReason, Scope.Scope> => {
-    if (!isWebAddress(request.url)) {
+    model: string | undefined
+  ): Effect.Effect<HttpClientResponse, BackendReason> => {
+    if (!(request.url.startsWith(base) ? isReachable : isWebAddress(request.url))) {
       return Effect.fail(
         new EngineFailed({ detail: "Its address is no http or https address. Check its base URL", retryable: false })
       )
     }
-    return client.execute(request).pipe(
-      Effect.provideContext(fetchByHand),
-      Effect.mapError(transport),
-      Effect.timeoutOrElse({
-        duration: timeout,
-        orElse: () =>
-          Effect.fail(
-            new TimedOut({ detail: `It sent no answer within ${seconds(timeout)}. Try again, or raise the timeout` })
-          )
-      }),
-      Effect.flatMap((response) =>
-        response.status >= 200 && response.status < 300 ? Effect.succeed(response) : failed(response, model)
+    return Effect.contextWith((context: Context.Context<never>) =>
+      client.execute(request).pipe(
+        Effect.provideContext(Context.getOrUndefined(context, Tracer.ParentSpan) === undefined ? untraced : traced),
+        Effect.mapError(transport),
+        Effect.flatMap((response) =>
+          response.status >= 200 && response.status < 300 ? Effect.succeed(response) : failed(response, model)
+        )
       )
     )
   }
 
+  const body = (response: HttpClientResponse): Stream.Stream<Uint8Array, BackendReason> =>
+    Stream.transformPull(Stream.mapError(response.stream, transport), (pull) =>
+      Effect.succeed(
+        Effect.timeoutOrElse(pull, { duration: idleTimeout, orElse: () => Effect.fail(silent(idleTimeout)) })
+      ))
+
+  /** The bytes of a body, and whether there are more than `limit`. */
+  const take = Effect.fnUntraced(function*(response: HttpClientResponse, limit: number) {
+    const chunks: Array<Uint8Array> = []
+    let length = 0
+    yield* Stream.runForEachWhile(body(response), (chunk) => {
+      chunks.push(chunk)
+      length += chunk.length
+      return Effect.succeed(length <= limit)
+    })
+    return { bytes: concat(chunks), truncated: length > limit }
+  })
+
   const failed = Effect.fnUntraced(function*(response: HttpClientResponse, model: string | undefined) {
-    const answer = yield* Effect.orElseSucceed(readText(response, maxErrorBytes), () => undefined)
-    const text = answer === undefined ? "" : new TextDecoder().decode(answer.bytes)
-    const { code, message } = said(Option.getOrElse(parseJson(text), () => text))
+    const answer = yield* take(response, maxErrorBytes).pipe(
+      Effect.map(({ bytes }) => new TextDecoder().decode(bytes)),
+      Effect.timeoutOption(maxErrorTime),
+      // What it says of its status does not change that.
+      Effect.orElseSucceed(() => Option.none<string>())
+    )
+    const text = Option.getOrElse(answer, () => "")
+    const { code, message } = said(Result.getOrElse(Wire.parse(text), () => text))
     const retryAfter = retryAfterOf(response.headers, yield* Clock.currentTimeMillis)
     return yield* reasonOf(response.status, { code, message: clean(message), status: undefined }, retryAfter, model)
   })
 
-  const body: EndpointHttp["body"] = (response) =>
-    response.stream.pipe(
-      Stream.mapError(transport),
-      Stream.timeoutOrElse({
-        duration: idleTimeout,
-        orElse: () =>
-          Stream.fail(
-            new TimedOut({ detail: `It fell silent for ${seconds(idleTimeout)}. Try again, or raise the timeout` })
-          )
-      })
-    )
-
-  const read = Effect.fnUntraced(function*(
+  const begin = (
     request: HttpClientRequest.HttpClientRequest,
-    limit: number,
     model: string | undefined,
-    timeout: Duration.Duration
-  ) {
-    const response = yield* send(request, model, timeout)
-    const { bytes, truncated } = yield* readText(response, limit)
-    if (truncated) {
-      return yield* new EngineFailed({ detail: `Its answer has more than ${limit} bytes`, retryable: false })
-    }
-    return { bytes, type: response.headers["content-type"] ?? "application/octet-stream" }
-  }, Effect.scoped)
+    timeout: number
+  ): Effect.Effect<HttpClientResponse, BackendReason> =>
+    Effect.timeoutOrElse(send(request, model), { duration: timeout, orElse: () => Effect.fail(late(timeout)) })
 
-  const decode = <S extends Schema.ConstraintDecoder<unknown, never>>(schema: S) => {
-    const decoded = Schema.decodeEffect(Schema.fromJsonString(schema))
-    return ({ bytes }: { readonly bytes: Uint8Array }) =>
-      Effect.mapError(
-        decoded(new TextDecoder().decode(bytes)),
-        (error) => new EngineFailed({ detail: `Its answer cannot be read: ${clean(error.message)}`, retryable: false })
+  const whole = (response: HttpClientResponse, limit: number): Effect.Effect<Uint8Array, BackendReason> => {
+    const announced = Number(response.headers["content-length"])
+    // Begun, so that its connection is closed.
+    if (announced > limit) return Effect.andThen(take(response, 0), Effect.fail(tooLong(limit)))
+    if (announced <= smallBody) {
+      return Effect.timeoutOrElse(
+        Effect.map(Effect.mapError(response.arrayBuffer, transport), (buffer) => new Uint8Array(buffer)),
+        { duration: idleTimeout, orElse: () => Effect.fail(silent(idleTimeout)) }
       )
+    }
+    return Effect.flatMap(
+      take(response, limit),
+      ({ bytes, truncated }) => truncated ? Effect.fail(tooLong(limit)) : Effect.succeed(bytes)
+    )
   }
+
+  const json = <S extends Schema.ConstraintDecoder<unknown, never>>(
+    request: HttpClientRequest.HttpClientRequest,
+    schema: S,
+    model: string | undefined,
+    timeout: number
+  ): Effect.Effect<S["Type"], BackendReason> =>
+    Effect.flatMap(
+      begin(request, model, timeout),
+      (response) =>
+        Effect.flatMap(whole(response, maxJsonBytes), (bytes) => {
+          const decoded = Wire.decoder(schema)(new TextDecoder().decode(bytes))
+          return Result.isSuccess(decoded) ? Effect.succeed(decoded.success) : Effect.fail(
+            new EngineFailed({
+              detail: `Its answer cannot be read: ${clean(decoded.failure.message)}`,
+              retryable: false
+            })
+          )
+        })
+    )
 
   return {
     get: (path) => addressed(HttpClientRequest.get(address(path))),
     post: (path, json) => addressed(HttpClientRequest.bodyJsonUnsafe(HttpClientRequest.post(address(path)), json)),
-    open: (request, model) => send(request, model, responseTimeout),
-    body,
-    bytes: (request, limit, model) => read(request, limit, model, responseTimeout),
-    json: (request, schema, model) =>
-      Effect.flatMap(read(request, maxJsonBytes, model, responseTimeout), decode(schema)),
-    list: (path, schema) =>
+    bytes: (request, limit, model) =>
       Effect.flatMap(
-        read(addressed(HttpClientRequest.get(address(path))), maxJsonBytes, undefined, listTimeout),
-        decode(schema)
+        begin(request, model, responseTimeout),
+        (response) =>
+          Effect.map(whole(response, limit), (bytes) => ({
+            bytes,
+            type: response.headers["content-type"] ?? "application/octet-stream"
+          }))
       ),
-    stream: (request, model) => Stream.unwrap(Effect.map(send(request, model, responseTimeout), body)),
+    json: (request, schema, model) => json(request, schema, model, responseTimeout),
+    list: (path, schema) => json(addressed(HttpClientRequest.get(address(path))), schema, undefined, listTimeout),
+    stream: (request, model) => Stream.unwrap(Effect.map(begin(request, model, responseTimeout), body)),
     reason: (error, model) => {
       const { code, message, status } = said(error)
       return reasonOf(status ?? statusOfCode(code), { code, message: clean(message), status }, undefined, model)

@@ -14,6 +14,7 @@ import { type BackendReason, EngineFailed } from "./BackendReason.ts"
 import type { EndpointHttp } from "./EndpointHttp.ts"
 import type { EmbedUsage, FinishReason, Usage } from "./Inference.ts"
 import * as Pieces from "./internal/pieces.ts"
+import * as Wire from "./internal/wire.ts"
 
 /** Absent and null are the same to these servers. */
 const maybe = <S extends Schema.Constraint>(schema: S) => Schema.optional(Schema.NullOr(schema))
@@ -35,7 +36,7 @@ const Completion = Schema.Struct({
   usage: WireUsage
 })
 
-const Delta = Schema.fromJsonString(Schema.Struct({
+const Delta = Schema.Struct({
   id: maybe(Schema.String),
   model: maybe(Schema.String),
   choices: maybe(Schema.Array(Schema.Struct({
@@ -45,7 +46,7 @@ const Delta = Schema.fromJsonString(Schema.Struct({
   }))),
   usage: WireUsage,
   error: Schema.optional(Schema.Unknown)
-}))
+})
 
 const Vectors = Schema.Struct({
   data: Schema.Array(Schema.Struct({ index: Schema.Natural, embedding: Schema.Array(Schema.Finite) })),
@@ -121,7 +122,7 @@ const streamed = { stream: true, stream_options: { include_usage: true } } as co
 
 const noChoice = new EngineFailed({ detail: "Its answer has no choices", retryable: false })
 
-const decodeDelta = Schema.decodeUnknownResult(Delta)
+const decodeDelta = Wire.decoder(Delta)
 
 /**
  * Chat, completion, embeddings and the list of models.
