@@ -19,7 +19,9 @@ import * as Device from "./device/index.ts"
 import * as Engine from "./engine/index.ts"
 import * as Endpoints from "./inference/Endpoints.ts"
 import * as Inference from "./inference/index.ts"
+import * as MediaSource from "./inference/MediaSource.ts"
 import * as Router from "./inference/Router.ts"
+import * as PublicAddress from "./internal/publicAddress.ts"
 import * as Model from "./model/index.ts"
 import type * as ModelHub from "./model/ModelHub.ts"
 import type * as ModelStore from "./model/ModelStore.ts"
@@ -45,6 +47,8 @@ export interface Options {
   readonly engines?: Omit<Engine.Options, "directory"> | undefined
   /** The endpoints that serve models. Default: as the environment says; see `Inference.layerConfig`. */
   readonly endpoints?: ReadonlyArray<Endpoints.EndpointOptions> | undefined
+  /** What recordings and images units may be given. Default: no files, and no images of addresses that are not public. */
+  readonly media?: MediaSource.Options | undefined
   /** How models run in this process that nothing else serves, where `node-llama-cpp` is installed. */
   readonly llama?: LlamaCpp.Options | undefined
 }
@@ -69,6 +73,7 @@ export const layerEmbedded = (options: Options): Layer.Layer<
   | Device.Devices
   | Inference.Router
   | Inference.Endpoints
+  | Inference.MediaSource
   | Resource.ResourceLedger
   | SqlClient.SqlClient
   | HttpClient.HttpClient
@@ -98,7 +103,16 @@ export const layerEmbedded = (options: Options): Layer.Layer<
       options.endpoints === undefined ? Endpoints.layerConfig() : Endpoints.layer(options.endpoints),
       Inference.layerInProcess
     )
-    const inference = Layer.provideMerge(Router.layer(), endpoints).pipe(Layer.provide(LlamaCpp.layer(options.llama)))
+    const media = MediaSource.layer(options.media).pipe(Layer.provide(
+      // Names that strangers choose are not to lead into this network, whatever address they have when the connection is made.
+      options.media?.allowPrivateAddresses === true
+        ? NodeHttpClient.layerUndici
+        : NodeHttpClient.layerUndiciOptions({ connect: { lookup: PublicAddress.lookup } })
+    ))
+    const inference = Layer.provideMerge(Router.layer(), endpoints).pipe(
+      Layer.provide(LlamaCpp.layer(options.llama)),
+      Layer.merge(media)
+    )
     const resource = Resource.layerConfig({ directory })
     const engine = Engine.layer({ ...options.engines, directory: paths.join(directory, "engines") })
     return Layer.mergeAll(inference, resource, engine).pipe(

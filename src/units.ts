@@ -41,6 +41,8 @@ export const catalog = Catalog.make(
   Inference.chat,
   Inference.complete,
   Inference.embed,
+  Inference.transcribe,
+  Inference.synthesize,
   Inference.models,
   Resource.allocate,
   Resource.release,

@@ -32,14 +32,16 @@ export class ModelMissing
 {}
 
 /**
- * The endpoint refuses the parameters, or cannot do such a thing with this model, or at all.
+ * The endpoint refuses the parameters, or cannot do such a thing with this model, or at all: then `unsupported` is true, and another form of
+ * the same operation can be tried.
  *
  * @category errors
  * @since 0.1.0
  */
-export class Refused
-  extends Schema.TaggedError<Refused>("effect-units/inference/Refused")("Refused", { detail: Schema.String })
-{}
+export class Refused extends Schema.TaggedError<Refused>("effect-units/inference/Refused")("Refused", {
+  detail: Schema.String,
+  unsupported: Schema.optionalKey(Schema.Boolean)
+}) {}
 
 /**
  * The endpoint failed, broke off, wants another key, or answered what cannot be read.

@@ -54,6 +54,8 @@ export interface Options {
   readonly idleTimeout?: Duration.Input | undefined
   /** How long the list of models may take. Default: 5 seconds. */
   readonly listTimeout?: Duration.Input | undefined
+  /** How long a job may take that is begun by one request and asked for by others, its result included. Default: 30 minutes. */
+  readonly jobTimeout?: Duration.Input | undefined
 }
 
 /**
@@ -67,6 +69,10 @@ export interface EndpointHttp {
   readonly get: (path: string) => HttpClientRequest.HttpClientRequest
   /** The same, with a body of JSON. Fields that are `undefined` are left out. */
   readonly post: (path: string, body: object) => HttpClientRequest.HttpClientRequest
+  /** The same, with a form, as files are sent. */
+  readonly form: (path: string, form: FormData) => HttpClientRequest.HttpClientRequest
+  /** A request to delete. */
+  readonly del: (path: string) => HttpClientRequest.HttpClientRequest
   /**
    * Sends a request, and reads the whole answer, which fails where it has more bytes than `limit`, or another status than 2xx. `type` is
    * its media type. `model` is whom the request is for, to tell a model that is missing from a path that is. The connection closes when it
@@ -188,11 +194,11 @@ const reasonOf = (
         model !== undefined && message.toLowerCase().includes(model.toLowerCase())
       return aboutModel
         ? new ModelMissing({ detail: `${detail} Pull or load it there first`, loading: false })
-        : new Refused({ detail: `The endpoint has no such operation. ${detail}` })
+        : unsupported(detail)
     }
     case 405:
     case 501:
-      return new Refused({ detail: `The endpoint has no such operation. ${detail}` })
+      return unsupported(detail)
     case 408:
     case 504:
       return new TimedOut({ detail })
@@ -214,6 +220,9 @@ const reasonOf = (
         })
   }
 }
+
+const unsupported = (detail: string): Refused =>
+  new Refused({ detail: `The endpoint has no such operation. ${detail}`, unsupported: true })
 
 const busy = (detail: string, seconds: number | undefined): Busy =>
   new Busy({ detail, ...(seconds === undefined ? {} : { retry_after_seconds: seconds }) })
@@ -378,6 +387,8 @@ export const make = Effect.fnUntraced(function*(
 
   return {
     get: (path) => addressed(HttpClientRequest.get(address(path))),
+    form: (path, form) => addressed(HttpClientRequest.bodyFormData(HttpClientRequest.post(address(path)), form)),
+    del: (path) => addressed(HttpClientRequest.delete(address(path))),
     post: (path, json) => addressed(HttpClientRequest.bodyJsonUnsafe(HttpClientRequest.post(address(path)), json)),
     bytes: (request, limit, model) =>
       Effect.flatMap(

@@ -143,7 +143,7 @@ export const layer = (
  * @category models
  * @since 0.1.0
  */
-export type Timeouts = Pick<EndpointHttp.Options, "responseTimeout" | "idleTimeout" | "listTimeout">
+export type Timeouts = Pick<EndpointHttp.Options, "responseTimeout" | "idleTimeout" | "listTimeout" | "jobTimeout">
 
 /**
  * Layer of the endpoints that `Config` tells of, by the names that clients and Ollama itself use.

@@ -7,6 +7,7 @@ import * as Effect from "effect/Effect"
 import type * as HttpClient from "effect/http/HttpClient"
 import type { Backend } from "./Backend.ts"
 import * as EndpointHttp from "./EndpointHttp.ts"
+import * as OpenAiAudio from "./OpenAiAudio.ts"
 import * as OpenAiText from "./OpenAiText.ts"
 
 /**
@@ -26,8 +27,11 @@ export const baseUrl = (address: string): string => {
  * @category constructors
  * @since 0.1.0
  */
-export const make = (options: EndpointHttp.Options): Effect.Effect<Backend, never, HttpClient.HttpClient> =>
-  Effect.map(
-    EndpointHttp.make({ ...options, baseUrl: baseUrl(options.baseUrl) }),
-    (http): Backend => ({ ...OpenAiText.make(http) })
-  )
+export const make = (options: EndpointHttp.Options): Effect.Effect<Backend, never, HttpClient.HttpClient> => {
+  const base = baseUrl(options.baseUrl)
+  const isOpenAi = URL.canParse(base) && new URL(base).hostname === "api.openai.com"
+  return Effect.map(EndpointHttp.make({ ...options, baseUrl: base }), (http): Backend => ({
+    ...OpenAiText.make(http),
+    ...OpenAiAudio.make(http, { voices: isOpenAi ? OpenAiAudio.openAiVoices : undefined })
+  }))
+}

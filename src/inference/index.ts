@@ -16,10 +16,13 @@
  * @since 0.1.0
  */
 import type * as Config from "effect/Config"
+import type * as FileSystem from "effect/FileSystem"
 import type * as HttpClient from "effect/http/HttpClient"
 import * as Layer from "effect/Layer"
+import type * as Path from "effect/Path"
 import type { ModelStore } from "../model/ModelStore.ts"
 import * as Endpoints from "./Endpoints.ts"
+import * as MediaSource from "./MediaSource.ts"
 import * as Router from "./Router.ts"
 
 export type { Backend } from "./Backend.ts"
@@ -29,9 +32,14 @@ export { type Endpoint, type EndpointOptions, Endpoints, EndpointsError } from "
 export * from "./Errors.ts"
 export * from "./Inference.ts"
 export { layer as layerInProcess } from "./InProcess.ts"
+export { synthesize, transcribe } from "./MediaCommands.ts"
+export { MediaError, MediaSource, Unavailable, Unusable } from "./MediaSource.ts"
 export { models } from "./Queries.ts"
 export { Router } from "./Router.ts"
 export { chatStream, completeStream } from "./Streams.ts"
+
+/** What all layers of this domain need. */
+type Needs = HttpClient.HttpClient | ModelStore | FileSystem.FileSystem | Path.Path
 
 /**
  * Layer of all that the units of this domain need, for a fixed list of endpoints.
@@ -41,9 +49,9 @@ export { chatStream, completeStream } from "./Streams.ts"
  */
 export const layer = (
   endpoints: ReadonlyArray<Endpoints.EndpointOptions>,
-  options: Router.Options = {}
-): Layer.Layer<Router.Router | Endpoints.Endpoints, never, HttpClient.HttpClient | ModelStore> =>
-  Layer.provideMerge(Router.layer(options), Endpoints.layer(endpoints))
+  options: Router.Options & MediaSource.Options = {}
+): Layer.Layer<Router.Router | Endpoints.Endpoints | MediaSource.MediaSource, never, Needs> =>
+  Layer.merge(Layer.provideMerge(Router.layer(options), Endpoints.layer(endpoints)), MediaSource.layer(options))
 
 /**
  * The same, with the endpoints that `Config` tells of; see `Endpoints.layerConfig`.
@@ -52,6 +60,6 @@ export const layer = (
  * @since 0.1.0
  */
 export const layerConfig = (
-  options: Router.Options & Endpoints.Timeouts = {}
-): Layer.Layer<Router.Router | Endpoints.Endpoints, Config.ConfigError, HttpClient.HttpClient | ModelStore> =>
-  Layer.provideMerge(Router.layer(options), Endpoints.layerConfig(options))
+  options: Router.Options & Endpoints.Timeouts & MediaSource.Options = {}
+): Layer.Layer<Router.Router | Endpoints.Endpoints | MediaSource.MediaSource, Config.ConfigError, Needs> =>
+  Layer.merge(Layer.provideMerge(Router.layer(options), Endpoints.layerConfig(options)), MediaSource.layer(options))

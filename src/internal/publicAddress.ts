@@ -87,3 +87,14 @@ export const lookup: Net.LookupFunction = (hostname, options, callback) => {
     return options.all === true ? callback(null, addresses) : callback(null, first.address, first.family)
   })
 }
+
+/**
+ * One of the addresses of a host that is not public, or `undefined`. A literal needs no lookup; one that fails is the failure of the promise.
+ *
+ * @internal
+ */
+export const findPrivate = async (url: URL): Promise<string | undefined> => {
+  const host = url.hostname.startsWith("[") ? url.hostname.slice(1, -1) : url.hostname
+  const addresses = Net.isIP(host) === 0 ? await Dns.promises.lookup(host, { all: true }) : [{ address: host }]
+  return addresses.find(({ address }) => !isPublic(address))?.address
+}

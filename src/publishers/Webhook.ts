@@ -53,8 +53,7 @@ import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
 import { createHash } from "node:crypto"
-import * as Dns from "node:dns"
-import * as Net from "node:net"
+import type * as Net from "node:net"
 import * as DomainEvent from "../DomainEvent.ts"
 import * as EventPublisher from "../EventPublisher.ts"
 import * as ExecutionEvent from "../ExecutionEvent.ts"
@@ -569,20 +568,15 @@ const check = (endpoint: Endpoint): Checked | { readonly invalid: string } => {
   return keys.length === 0 ? { invalid: "it has no secret" } : { url, keys }
 }
 
-/** One of the addresses of a host that is not public, or `undefined`. A literal needs no lookup. */
-const privateAddress = (url: URL): Effect.Effect<string | undefined, Reason> => {
-  const host = url.hostname.startsWith("[") ? url.hostname.slice(1, -1) : url.hostname
-  const addresses: Effect.Effect<ReadonlyArray<string>, Reason> = Net.isIP(host) !== 0
-    ? Effect.succeed([host])
-    : Effect.tryPromise({
-      try: () => Dns.promises.lookup(host, { all: true }).then((found) => found.map(({ address }) => address)),
-      catch: (cause) =>
-        new Unreachable({
-          code: Predicate.hasProperty(cause, "code") && typeof cause.code === "string" ? cause.code : "ENOTFOUND"
-        })
-    })
-  return Effect.map(addresses, (all) => all.find((address) => !PublicAddress.isPublic(address)))
-}
+/** One of the addresses of a host that is not public, or `undefined`. */
+const privateAddress = (url: URL): Effect.Effect<string | undefined, Reason> =>
+  Effect.tryPromise({
+    try: () => PublicAddress.findPrivate(url),
+    catch: (cause) =>
+      new Unreachable({
+        code: Predicate.hasProperty(cause, "code") && typeof cause.code === "string" ? cause.code : "ENOTFOUND"
+      })
+  })
 
 type Resumed = "again" | "skip"
 

@@ -4,6 +4,7 @@ import { SqlClient } from "effect/sql"
 import { TestClock } from "effect/testing"
 import * as Inference from "../../src/inference/index.ts"
 import { domain } from "../lives.ts"
+import { wav } from "./samples.ts"
 import type * as StandIn from "./StandIn.ts"
 import { key, layer, World } from "./world.ts"
 
@@ -18,6 +19,10 @@ const faulty = <I>(path: string, fault: StandIn.Fault, input: I) =>
     openai.fault(path, fault)
     return input
   })
+
+/** The same for an operation that is tried in two forms. */
+const faultyTwice = <I>(path: string, fault: StandIn.Fault, input: I) =>
+  Effect.andThen(faulty(path, fault, input), faulty(path, fault, input))
 
 /** A fault has left the unit waiting. */
 const waiting = Effect.flatMap(World, ({ openai }) => Effect.promise(() => openai.waiting()))
@@ -53,6 +58,9 @@ const chat = { model: "embed-4", messages } as const
 const complete = { model: "embed-4", prompt: "one two three" }
 const embed = { model: "embed-4", input: "one two" }
 
+const transcribe = { model: "embed-4", audio: wav(800).toString("base64") }
+const synthesize = { model: "embed-4", text: "one two" }
+
 export const inferenceLives = [
   ...lives(Inference.chat, {
     completed: { given: Effect.succeed({ model: "Echo", messages, max_tokens: 2 }) },
@@ -68,6 +76,21 @@ export const inferenceLives = [
     completed: { given: Effect.succeed({ model: "Echo", input: ["one two", "three"] } as const) },
     failures: failures("/v1/embeddings", embed, { ...embed, input: "" }),
     interrupted: interrupted("/v1/embeddings", embed)
+  }),
+  ...lives(Inference.transcribe, {
+    completed: { given: Effect.succeed(transcribe) },
+    failures: {
+      ...failures("/v1/audio/transcriptions", transcribe, { ...transcribe, audio: "/etc/hostname" }),
+      InferenceInvalidParams: {
+        given: faultyTwice("/v1/audio/transcriptions", { kind: "answer", status: 400, body: `no, ${key}` }, transcribe)
+      }
+    },
+    interrupted: interrupted("/v1/audio/transcriptions", transcribe)
+  }),
+  ...lives(Inference.synthesize, {
+    completed: { given: Effect.succeed({ ...synthesize, voice: "af_heart", stream: true }) },
+    failures: failures("/v1/audio/speech", synthesize, { ...synthesize, text: "" }),
+    interrupted: interrupted("/v1/audio/speech", synthesize)
   }),
   ...lives(Inference.models, {
     completed: { given: Effect.succeed({ type: "llm" } as const) },

@@ -5,6 +5,7 @@ import * as os from "node:os"
 import * as path from "node:path"
 import { layerEmbedded } from "../../src/node.ts"
 import { Host } from "../lives.ts"
+import * as MediaServer from "./MediaServer.ts"
 import * as OllamaServer from "./OllamaServer.ts"
 import * as OpenAiServer from "./OpenAiServer.ts"
 import * as StandIn from "./StandIn.ts"
@@ -36,12 +37,14 @@ export const folder = Effect.acquireRelease(
 
 export const layer = Layer.unwrap(Effect.gen(function*() {
   const directory = yield* folder
-  const openai = yield* serve(OpenAiServer.routes({ models: models.openai, key }))
+  const options = { models: models.openai, key }
+  const openai = yield* serve([...OpenAiServer.routes(options), ...MediaServer.audioRoutes(options)])
   const ollama = yield* serve(OllamaServer.routes({ models: models.ollama.map((name) => ({ name })) }))
   return Layer.mergeAll(
     layerEmbedded({
       directory,
       hubs: {},
+      media: { audioRoots: [directory] },
       endpoints: [
         { name: "first", dialect: "openai", baseUrl: openai.url, apiKey: Redacted.make(key) },
         { name: "second", dialect: "ollama", baseUrl: ollama.url }
