@@ -6,7 +6,8 @@
  * - At least once from this buffer on, while the process lives: an event is repeated until the endpoint answers 2xx. The CloudEvent's
  *   `id` is the key to deduplicate on; the same delivery always carries the same `webhook-id`.
  * - In order per endpoint, and so per execution: a delivery that fails holds back those behind it, and nobody else's.
- * - No unit waits, and none fails: encoding, signing and sending happen in a fiber per endpoint, behind a bounded buffer.
+ * - No unit waits, and none fails, under the `open` policy: encoding, signing and sending happen in a fiber per endpoint, behind a bounded
+ *   buffer. Under `closed` an event is published once every endpoint that wants it has answered 2xx.
  * - What is lost: events that come while an endpoint's buffer is full, and what is not delivered when the process dies or the flush at
  *   the end of the scope takes longer than `flushTimeout`. Both but the crash are counted in `effect_units_events_dropped` and logged,
  *   and all show as gaps in `sequence` to a receiver of all events. Put a durable store in front where that is too much.
@@ -57,6 +58,7 @@ import type * as Net from "node:net"
 import * as DomainEvent from "../DomainEvent.ts"
 import * as EventPublisher from "../EventPublisher.ts"
 import * as ExecutionEvent from "../ExecutionEvent.ts"
+import * as Brokers from "../internal/brokers.ts"
 import * as HttpPost from "../internal/httpPost.ts"
 import * as Json from "../internal/json.ts"
 import * as Metrics from "../internal/metrics.ts"
@@ -118,6 +120,15 @@ export interface Endpoint {
  */
 export interface Options {
   readonly endpoints: ReadonlyArray<Endpoint>
+  /**
+   * Under `closed` a unit does not begin before every endpoint that wants it has its start. What a `Relay` sends through needs it; units
+   * seldom want to wait for somebody else's server. Default `open`.
+   */
+  readonly policy?: "open" | "closed" | undefined
+  /** How long who publishes waits under `closed`. Default 5 seconds. */
+  readonly timeout?: Duration.Input | undefined
+  /** How long the end of an execution waits under `closed`. Default 5 seconds. */
+  readonly terminalTimeout?: Duration.Input | undefined
   /** Told when an endpoint is parked. `EndpointParked.publish` fits, with a publisher of its own. Failures are logged. */
   readonly onParked?: ((parked: EndpointParked) => Effect.Effect<void>) | undefined
   /** How long closing the scope waits for what was accepted. Default 10 seconds. */
@@ -477,7 +488,7 @@ const maxBatchBytes = 1024 * 1024
 /** One request's worth of events: the same bytes under the same id at every attempt. */
 interface Delivery {
   readonly id: string
-  readonly events: number
+  readonly items: ReadonlyArray<Brokers.Outgoing>
   readonly body: Uint8Array
 }
 
@@ -488,19 +499,24 @@ const headerId = (id: string): string => /^[\w:-]{1,128}$/.test(id) ? id : sha25
 
 /** An event as it goes into a body. */
 interface Part {
+  readonly item: Brokers.Outgoing
   readonly id: string
   readonly json: string
 }
 
-const partOf = (event: EventPublisher.Event): Part => ({
-  id: event.id,
-  json: JSON.stringify(
-    ExecutionEvent.isExecutionEvent(event) ? ExecutionEvent.toCloudEvent(event) : DomainEvent.toCloudEvent(event)
-  )
-})
+const partOf = (item: Brokers.Outgoing): Part => {
+  const { event } = item
+  return {
+    item,
+    id: event.id,
+    json: JSON.stringify(
+      ExecutionEvent.isExecutionEvent(event) ? ExecutionEvent.toCloudEvent(event) : DomainEvent.toCloudEvent(event)
+    )
+  }
+}
 
 const structured = (parts: ReadonlyArray<Part>): ReadonlyArray<Delivery> =>
-  parts.map(({ id, json }) => ({ id: headerId(id), events: 1, body: Buffer.from(json) }))
+  parts.map(({ id, item, json }) => ({ id: headerId(id), items: [item], body: Buffer.from(json) }))
 
 const batched = (parts: ReadonlyArray<Part>): ReadonlyArray<Delivery> => {
   const batches: Array<Array<Part>> = []
@@ -517,7 +533,7 @@ const batched = (parts: ReadonlyArray<Part>): ReadonlyArray<Delivery> => {
   }
   return batches.map((batch) => ({
     id: `batch-${sha256(batch.map(({ id }) => id).join("\n"))}`,
-    events: batch.length,
+    items: batch.map(({ item }) => item),
     body: Buffer.from(`[${batch.map(({ json }) => json).join(",")}]`)
   }))
 }
@@ -583,14 +599,14 @@ type Resumed = "again" | "skip"
 /** An endpoint at work: its buffer, and what becomes of it. */
 class Outlet {
   readonly endpoint: Endpoint
-  readonly ring: Ring<EventPublisher.Event>
+  readonly ring: Ring<Brokers.Outgoing>
   /** Events that were taken out of the buffer and are not delivered. */
   inHand = 0
   attempts = 0
   error: WebhookError | undefined
   retrying = false
   parked: Deferred.Deferred<Resumed> | undefined
-  private readonly wants: (event: EventPublisher.Event) => boolean
+  readonly wants: (event: EventPublisher.Event) => boolean
   private readonly context: Context.Context<never>
   private overflowing = false
 
@@ -617,7 +633,7 @@ class Outlet {
 
   offer(event: EventPublisher.Event): void {
     if (!this.wants(event)) return
-    if (this.ring.offer(event)) {
+    if (this.ring.offer(new Brokers.Outgoing(event, undefined))) {
       this.overflowing = false
       return
     }
@@ -630,16 +646,49 @@ class Outlet {
     )
   }
 
+  /** The same for who waits until the event is delivered. */
+  hand(event: EventPublisher.Event): Effect.Effect<void, EventPublisher.PublishError> {
+    const settled = Deferred.makeUnsafe<void, EventPublisher.PublishError>()
+    const item = new Brokers.Outgoing(event, settled)
+    if (!this.ring.offer(item)) {
+      const reason = new EventPublisher.BufferFull({ capacity: this.ring.capacity })
+      return Effect.fail(new EventPublisher.PublishError({ event_id: event.id, reason }))
+    }
+    return Effect.onInterrupt(Deferred.await(settled), () =>
+      Effect.sync(() => {
+        item.withdrawn = true
+      }))
+  }
+
+  /** Gives an event up, for good. */
+  private refuse({ event, settled }: Brokers.Outgoing, detail: string): void {
+    if (settled === undefined) return this.dropped(1)
+    const reason = new EventPublisher.Rejected({ detail })
+    Deferred.doneUnsafe(settled, Exit.fail(new EventPublisher.PublishError({ event_id: event.id, reason })))
+  }
+
+  delivered({ items }: Delivery): void {
+    for (const { settled } of items) if (settled !== undefined) Deferred.doneUnsafe(settled, Exit.void)
+  }
+
+  skipped({ items }: Delivery): void {
+    for (const item of items) {
+      this.refuse(item, `the webhook endpoint "${this.endpoint.name}" was resumed without it`)
+    }
+  }
+
   /** Up to `max` events in the form in which they are sent; `undefined` once the buffer has ended and is empty. */
   take(max: number): Effect.Effect<ReadonlyArray<Part> | undefined> {
     return Effect.map(this.ring.take(max), (batch) => {
-      const parts = batch?.items.flatMap((event) => {
+      const parts = batch?.items.flatMap((item) => {
+        if (item.withdrawn) return []
         try {
-          return [partOf(event)]
+          return [partOf(item)]
         } catch (thrown) {
           // An event of somebody's own making, as those of units are always fit for JSON.
-          this.dropped(1)
-          this.warn(`The event ${event.id} was dropped, as it is not fit for JSON: ${Json.describe(thrown)}`)
+          const detail = `it is not fit for JSON: ${Json.describe(thrown)}`
+          this.refuse(item, detail)
+          this.warn(`The event ${item.event.id} was dropped, as ${detail}`)
           return []
         }
       })
@@ -785,6 +834,7 @@ const drain = (
     attempt(delivery).pipe(
       Effect.retry({ schedule, until: isGone }),
       Effect.map(() => {
+        outlet.delivered(delivery)
         outlet.attempted("delivered")
         outlet.attempts = 0
         outlet.error = undefined
@@ -793,7 +843,7 @@ const drain = (
         Effect.flatMap(park(error), (how) => {
           outlet.attempts = 0
           if (how === "again") return deliver(delivery)
-          outlet.dropped(delivery.events)
+          outlet.skipped(delivery)
           return Effect.void
         })
       )
@@ -805,7 +855,7 @@ const drain = (
       if (parts === undefined) return
       for (const delivery of deliveries(parts)) {
         yield* deliver(delivery)
-        outlet.inHand -= delivery.events
+        outlet.inHand -= delivery.items.length
       }
     }
   })
@@ -861,10 +911,19 @@ const make = Effect.fnUntraced(
     })
     yield* Effect.addFinalizer(() => flush)
 
+    const offer = (event: EventPublisher.Event): void => {
+      for (const { outlet } of running) outlet.offer(event)
+    }
+    const hand = (event: EventPublisher.Event): Effect.Effect<void, EventPublisher.PublishError> =>
+      Effect.forEach(running.filter(({ outlet }) => outlet.wants(event)), ({ outlet }) => outlet.hand(event), {
+        concurrency: "unbounded",
+        discard: true
+      })
     const publisher = yield* EventPublisher.make({
-      publish: (event) => {
-        for (const { outlet } of running) outlet.offer(event)
-      },
+      publish: options.policy === "closed" ? hand : offer,
+      policy: options.policy,
+      timeout: options.timeout ?? "5 seconds",
+      terminalTimeout: options.terminalTimeout,
       source: options.source,
       maxFieldBytes: options.maxFieldBytes
     })
@@ -884,7 +943,7 @@ const make = Effect.fnUntraced(
 
 /**
  * Layer that sends events to HTTP endpoints, over the application's `HttpClient`. Fails with `InvalidSettings` where an address or a
- * secret cannot be used. The policy is `open`.
+ * secret cannot be used.
  *
  * **Example** (Two receivers)
  *

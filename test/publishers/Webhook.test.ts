@@ -23,10 +23,12 @@ import type { LookupAddress } from "node:dns"
 import { Webhook as Standard } from "standardwebhooks"
 import * as DomainEvent from "../../src/DomainEvent.ts"
 import * as EventPublisher from "../../src/EventPublisher.ts"
+import * as EventStore from "../../src/EventStore.ts"
 import * as ExecutionEvent from "../../src/ExecutionEvent.ts"
 import { instrument } from "../../src/instrument.ts"
 import * as PublicAddress from "../../src/internal/publicAddress.ts"
 import * as Webhook from "../../src/publishers/Webhook.ts"
+import * as Relay from "../../src/Relay.ts"
 import { completed, domainEvent, failed, started } from "../fixtures/events.ts"
 import * as WebhookServer from "./WebhookServer.ts"
 
@@ -1250,5 +1252,100 @@ describe("receiving", () => {
       assert.strictEqual(error.reason._tag, "InvalidSettings")
       assert.strictEqual(error.responseStatus, 500)
       assert.notInclude(error.message, "hunter2")
+    }))
+})
+
+describe("closed", () => {
+  const startIn = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.forkChild(effect, { startImmediately: true })
+
+  it.effect("an event is published once every endpoint that wants it has it", () =>
+    Effect.gen(function*() {
+      const receiver = yield* server()
+      receiver.answer("/slow", WebhookServer.status(503))
+      const { context, publisher } = yield* publishing([
+        { name: "slow", url: `${receiver.url}/slow` },
+        { name: "other", url: `${receiver.url}/other` },
+        { name: "no", url: `${receiver.url}/no`, types: ["billing.charged"] }
+      ], { policy: "closed", timeout: "1 hour" })
+      assert.strictEqual(publisher.policy, "closed")
+      const done = yield* startIn(publisher.publish(domainEvent("1")))
+      yield* until(Effect.sync(() => receiver.received.length === 2))
+      yield* Effect.repeat(turn, { times: 3 })
+      assert.isUndefined(done.pollUnsafe())
+      yield* until(Effect.andThen(TestClock.adjust("1 second"), Effect.sync(() => done.pollUnsafe() !== undefined)))
+      yield* Fiber.join(done)
+      assert.deepStrictEqual(receiver.received.map(({ path }) => path).toSorted(), ["/other", "/slow", "/slow"])
+      assert.strictEqual(yield* Effect.provide(double(2), context), 4)
+      yield* publisher.publish(domainEvent("nobody wants", { type: "test.unwanted" }))
+    }))
+
+  it.effect("who gives up waiting is told, and its event is not sent behind others; a full buffer refuses", () =>
+    Effect.gen(function*() {
+      const receiver = yield* server()
+      receiver.always("/", WebhookServer.status(503))
+      const { publisher } = yield* publishing([{ url: `${receiver.url}/`, capacity: 1 }], {
+        policy: "closed",
+        timeout: "5 seconds"
+      })
+      const first = yield* startIn(Effect.flip(publisher.publish(domainEvent("1"))))
+      yield* next(receiver)
+      const second = yield* startIn(Effect.flip(publisher.publish(domainEvent("2"))))
+      assert.strictEqual((yield* Effect.flip(publisher.publish(domainEvent("3")))).reason._tag, "BufferFull")
+      yield* TestClock.adjust("5 seconds")
+      assert.deepStrictEqual(
+        [(yield* Fiber.join(first)).reason._tag, (yield* Fiber.join(second)).reason._tag],
+        ["TimedOut", "TimedOut"]
+      )
+      receiver.always("/", undefined)
+      const again = yield* startIn(Effect.eventually(publisher.publish(domainEvent("4"))))
+      yield* until(Effect.andThen(TestClock.adjust("1 second"), Effect.sync(() => again.pollUnsafe() !== undefined)))
+      const sent = yield* Effect.forEach(receiver.received, (request) => read(request))
+      assert.notInclude(ids(sent.flat()), "2")
+    }))
+
+  it.effect("what an operator leaves out is refused for good", () =>
+    Effect.gen(function*() {
+      const receiver = yield* server()
+      receiver.always("/", WebhookServer.status(503))
+      const { control, publisher } = yield* publishing([{ url: `${receiver.url}/`, retry: Schedule.recurs(0) }], {
+        policy: "closed"
+      })
+      const refused = yield* startIn(Effect.flip(publisher.publish(domainEvent("1"))))
+      yield* inState({ control }, "receiver", { status: "parked" })
+      yield* control.resume("receiver", { skip: true })
+      assert.deepStrictEqual(
+        (yield* Fiber.join(refused)).reason,
+        new EventPublisher.Rejected({ detail: "the webhook endpoint \"receiver\" was resumed without it" })
+      )
+    }))
+
+  it.live("a relay sends through it, in order for each tree, and marks what the endpoint has", () =>
+    Effect.gen(function*() {
+      const receiver = yield* server()
+      receiver.answer("/", WebhookServer.status(503), WebhookServer.hangUp)
+      const events = ["a", "b", "c"].flatMap((
+        id
+      ) => [started(id), domainEvent(`${id}-said`, { correlation: id }), completed(id)])
+      const to = Webhook.layer({
+        policy: "closed",
+        endpoints: [endpoint({ url: `${receiver.url}/`, retry: Schedule.spaced("10 millis") })]
+      }).pipe(Layer.provide(FetchHttpClient.layer))
+      const context = yield* Layer.build(
+        Relay.layer({ name: "x", to }).pipe(Layer.provideMerge(EventStore.layerSqlite({ filename: ":memory:" })))
+      )
+      const store = Context.get(context, EventStore.EventStore)
+      yield* store.append(events)
+      const { status } = Context.get(context, Relay.Relay)
+      yield* until(Effect.map(status, ({ lag_events }) => lag_events === 0))
+      const bodies = new Map<string, EventPublisher.Event>()
+      for (const request of receiver.received) for (const event of yield* read(request)) bodies.set(event.id, event)
+      assert.deepStrictEqual(
+        [...bodies.values()].toSorted((x, y) => x.id.localeCompare(y.id)),
+        events.toSorted((x, y) => x.id.localeCompare(y.id))
+      )
+      for (const id of ["a", "b", "c"]) {
+        const order = [...bodies.keys()].filter((key) => key.startsWith(id))
+        assert.deepStrictEqual(order, [`${id}:started`, `${id}-said`, `${id}:completed`])
+      }
     }))
 })
