@@ -71,7 +71,7 @@ export const until = Effect.fnUntraced(function*<E, R>(condition: Effect.Effect<
 export const noted = (pattern: RegExp, count = 1) =>
   until(Effect.map(notes, (lines) => lines.filter((line) => pattern.test(line)).length >= count))
 
-/** Lets time pass for as long as an effect runs. */
+/** Lets time pass for as long as an effect runs: more of it than a process takes to start, whose time is real. */
 export const passing = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
   Effect.raceFirst(effect, Effect.forever(Effect.andThen(turn, TestClock.adjust("50 millis"))))
 
@@ -106,7 +106,8 @@ export const tiny = (bin: string) =>
     retryDelay: "1 second"
   })
 
-const root = Effect.acquireRelease(
+/** A folder for a world, which goes with the scope. */
+export const root = Effect.acquireRelease(
   // The system's temporary folder may itself be a link.
   Effect.sync(() => fs.realpathSync(fs.mkdtempSync(path.join(os.tmpdir(), "engine-")))),
   (root) => Effect.sync(() => fs.rmSync(root, { recursive: true }))
@@ -157,10 +158,6 @@ export const layer = Layer.unwrap(Effect.map(root, (root) => services(root)))
 
 /** The same, for runs whose times are compared. */
 export const layerOfLives = Layer.unwrap(Effect.map(root, (root) => services(root, {}, "killing")))
-
-/** The same, with settings of the domain. */
-export const layerWith = (options: Partial<Engine.Options>) =>
-  Layer.unwrap(Effect.map(root, (root) => services(root, options)))
 
 /** Takes the connection to the database away until the scope closes: who needs it waits. */
 export const holdDatabase = Effect.gen(function*() {
