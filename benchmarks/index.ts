@@ -8,5 +8,6 @@ import { main } from "./harness.ts"
 import * as Inference from "./inference.ts"
 import * as Instrument from "./instrument.ts"
 import * as Publishers from "./publishers.ts"
+import * as Relay from "./Relay.ts"
 
-await main([Instrument.run, EventStore.run, Publishers.run, Crash.run, Inference.run, Inference.runStreams])
+await main([Instrument.run, EventStore.run, Publishers.run, Relay.run, Crash.run, Inference.run, Inference.runStreams])
