@@ -9,6 +9,7 @@ import { inferenceLives } from "./inference/lives.ts"
 import { declaredFailures, gaps, type Life, type Observed } from "./lives.ts"
 import { modelLives } from "./model/lives.ts"
 import { resourceLives } from "./resource/lives.ts"
+import { formsOf } from "./secrets.ts"
 
 /** Every domain adds its own. */
 const lives: ReadonlyArray<Life> = [...modelLives, ...deviceLives, ...inferenceLives, ...resourceLives, ...engineLives]
@@ -65,7 +66,7 @@ const assertEnd = Effect.fnUntraced(function*({ end, tells, unit }: Life, { even
 
 const assertNoSecrets = ({ secrets, sinks }: Observed) => {
   assert.isAbove(secrets.length, 0)
-  assert.deepStrictEqual(secrets.filter((secret) => sinks.includes(secret)), [])
+  assert.deepStrictEqual(secrets.flatMap(formsOf).filter((form) => sinks.includes(form)), [])
 }
 
 for (const unit of units) {

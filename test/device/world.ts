@@ -5,6 +5,7 @@ import * as os from "node:os"
 import * as path from "node:path"
 import { layerEmbedded } from "../../src/node.ts"
 import { Host } from "../lives.ts"
+import { secretOf } from "../secrets.ts"
 import { type Card, rtx4090 } from "./cards.ts"
 
 /** What the stand-in for NVIDIA's program says. */
@@ -103,7 +104,7 @@ const root = Effect.acquireRelease(
 /** A world, for tests of single services. */
 export const layerWorld = Layer.effect(World, Effect.map(root, makeWorld))
 
-const secret = "hf_marker_of_a_secret"
+const secret = secretOf("device")
 
 /** The embedded services over a world. */
 export const layer = Layer.unwrap(Effect.gen(function*() {

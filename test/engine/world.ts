@@ -10,9 +10,10 @@ import * as ProcessIdentity from "../../src/internal/processIdentity.ts"
 import { layerEmbedded } from "../../src/node.ts"
 import type { Behaviour } from "../fixtures/engineProcess.ts"
 import { Host } from "../lives.ts"
+import { secretOf } from "../secrets.ts"
 
 /** What the engines of this world are given, and what must not be seen. */
-export const secret = "marker_of_an_engines_secret"
+export const secret = secretOf("engine")
 
 export class World extends Context.Service<World, {
   /** The folder of the embedded services. */

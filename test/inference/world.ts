@@ -5,12 +5,13 @@ import * as os from "node:os"
 import * as path from "node:path"
 import { layerEmbedded } from "../../src/node.ts"
 import { Host } from "../lives.ts"
+import { secretOf } from "../secrets.ts"
 import * as MediaServer from "./MediaServer.ts"
 import * as OllamaServer from "./OllamaServer.ts"
 import * as OpenAiServer from "./OpenAiServer.ts"
 import * as StandIn from "./StandIn.ts"
 
-export const key = "sk_marker_of_a_secret"
+export const key = secretOf("inference")
 
 /** Ids of the models that both servers have, and those that one of them has. */
 export const models = { openai: ["echo", "embed-4"], ollama: ["echo:latest", "tiny:1b"] } as const

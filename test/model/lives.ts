@@ -5,7 +5,7 @@ import * as Model from "../../src/model/index.ts"
 import { domain } from "../lives.ts"
 import { llamaConfig, tinyGguf, tinySafetensors } from "./files.ts"
 import type * as HubServer from "./HubServer.ts"
-import { breakDatabase, holdDatabase, layer, onDisk, World, write } from "./world.ts"
+import { breakDatabase, holdDatabase, layer, onDisk, tokens, World, write } from "./world.ts"
 
 const lives = domain(layer)
 
@@ -110,7 +110,7 @@ export const modelLives = [
         leavesTraces: true
       },
       InternalError: broken(pull),
-      InvalidInput: { given: Effect.succeed({ ...pull, mirror: "https://me:ms_marker_of_a_secret@hub.test" }) }
+      InvalidInput: { given: Effect.succeed({ ...pull, mirror: `https://me:${tokens.modelscope}@hub.test` }) }
     },
     interrupted: {
       given: Effect.as(hub({ "tiny.gguf": { kind: "stall", after: 100 } }), pull),

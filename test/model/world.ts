@@ -6,9 +6,10 @@ import * as os from "node:os"
 import * as path from "node:path"
 import { layerEmbedded } from "../../src/node.ts"
 import { Host } from "../lives.ts"
+import { secretOf } from "../secrets.ts"
 import * as HubServer from "./HubServer.ts"
 
-export const tokens = { huggingface: "hf_marker_of_a_secret", modelscope: "ms_marker_of_a_secret" }
+export const tokens = { huggingface: secretOf("huggingface"), modelscope: secretOf("modelscope", "token") }
 
 export class World extends Context.Service<World, {
   /** The folder of the embedded services. */

@@ -9,6 +9,7 @@ import * as Sqlite from "../../src/backends/Sqlite.ts"
 import * as Resource from "../../src/resource/index.ts"
 import * as ResourceLedger from "../../src/resource/ResourceLedger.ts"
 import * as Lives from "../lives.ts"
+import { secretOf } from "../secrets.ts"
 
 export const GiB = 2 ** 30
 
@@ -80,7 +81,7 @@ export const layer = Layer.unwrap(Effect.gen(function*() {
     layerLedger(sqlite(directory), machine),
     Layer.succeed(World, { directory, machine }),
     // Nothing secret comes near this domain.
-    Layer.succeed(Lives.Host, { directory, ownTexts: [directory], secrets: ["marker_of_a_secret"] })
+    Layer.succeed(Lives.Host, { directory, ownTexts: [directory], secrets: [secretOf("resource")] })
   )
 }))
 
