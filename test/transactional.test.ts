@@ -1,16 +1,21 @@
 /** Units under the transactional policy, whose process dies in the middle of it: what they wrote and what they say of it agree. */
 import { assert, describe, it } from "@effect/vitest"
-import { Array as Arr, Effect, Queue, Redacted } from "effect"
+import { Array as Arr, Deferred, Effect, Exit, Fiber, Layer, Queue, Redacted, Schema, Stream } from "effect"
 import { SqlClient } from "effect/sql"
 import * as fs from "node:fs"
 import * as os from "node:os"
 import * as path from "node:path"
 import * as Postgres from "../src/backends/Postgres.ts"
+import * as Sqlite from "../src/backends/Sqlite.ts"
 import * as DomainEvent from "../src/DomainEvent.ts"
 import type * as EventPublisher from "../src/EventPublisher.ts"
 import * as EventStore from "../src/EventStore.ts"
 import * as ExecutionEvent from "../src/ExecutionEvent.ts"
+import { instrumentEffect, instrumentStream } from "../src/instrument.ts"
+import { layerStore } from "../src/publishers/Store.ts"
+import { executionsOf } from "../src/testing/index.ts"
 import * as ChildProcess from "./fixtures/childProcess.ts"
+import { client } from "./fixtures/postgres.ts"
 import { applicationName, schemaOf, services, type Where } from "./fixtures/transactionalWorld.ts"
 import { stress, withServer } from "./servers.ts"
 
@@ -122,7 +127,137 @@ const crashEverywhere = Effect.fnUntraced(function*(
 
 const title = `a process that dies at any step leaves models and log in agreement, ${worlds} times a step`
 
+class No extends Schema.TaggedError<No>("test/No")("No", {}) {}
+
+/** Units on a database, what they leave in it, and what they say. */
+const world = Effect.gen(function*() {
+  const sql = yield* SqlClient.SqlClient
+  const store = yield* EventStore.EventStore
+  yield* sql`CREATE TABLE notes (text TEXT PRIMARY KEY)`
+  const write = (text: string) => Effect.orDie(sql`INSERT INTO notes ${sql.insert({ text })}`)
+  const notes = Effect.map(
+    sql<{ text: string }>`SELECT text FROM notes ORDER BY text`,
+    (rows) => rows.map(({ text }) => text)
+  )
+  /** `unit ending`, by execution in the order of their starts. */
+  const told = Effect.gen(function*() {
+    const last = yield* store.lastOffset
+    const events = (yield* store.read({ limit: 1000 })).map(({ event }) => event).filter(
+      ExecutionEvent.isExecutionEvent
+    )
+    assert.strictEqual(events.length, last)
+    return executionsOf(events).map(({ terminal, unit_name }) =>
+      `${unit_name} ${
+        terminal?.event_type === "execution_failed" ? terminal.failure.kind : terminal?.event_type.slice(10)
+      }`
+    )
+  })
+  const unit = <A, E, R>(name: string, effect: Effect.Effect<A, E, R>) =>
+    instrumentEffect(effect, { name: `test.${name}` })
+  return { sql, store, write, notes, told, unit }
+})
+
+/** Runs the cases in which a unit is not the whole of a transaction, or not all of it. */
+const joins = <E>(
+  layer: Layer.Layer<EventPublisher.EventPublisher | EventStore.EventStore | SqlClient.SqlClient, E>
+) => {
+  const on = <A, E2>(
+    effect: Effect.Effect<A, E2, EventPublisher.EventPublisher | EventStore.EventStore | SqlClient.SqlClient>
+  ) => Effect.provide(effect, Layer.fresh(layer))
+
+  it.live("a unit inside of a transaction goes with it, rolled back or committed", () =>
+    on(Effect.gen(function*() {
+      const { notes, sql, told, unit, write } = yield* world
+      const charge = (text: string) => unit("charge", write(text))
+      const around = (name: string, fails: boolean) =>
+        Effect.exit(sql.withTransaction(Effect.gen(function*() {
+          yield* write(`${name}, around`)
+          yield* charge(`${name}, inside`)
+          if (fails) return yield* new No()
+        })))
+      assert.deepStrictEqual(yield* around("first", true), Exit.fail(new No()))
+      assert.deepStrictEqual([yield* notes, yield* told], [[], []])
+      assert.isTrue(Exit.isSuccess(yield* around("second", false)))
+      assert.deepStrictEqual([yield* notes, yield* told], [["second, around", "second, inside"], [
+        "test.charge completed"
+      ]])
+    })))
+
+  it.live("a unit that fails inside of a larger transaction takes its own writes back, and no others", () =>
+    on(Effect.gen(function*() {
+      const { notes, sql, told, unit, write } = yield* world
+      const refused = unit("refused", Effect.andThen(write("refused"), new No()))
+      yield* sql.withTransaction(Effect.gen(function*() {
+        yield* write("before")
+        assert.deepStrictEqual(yield* Effect.exit(refused), Exit.fail(new No()))
+        yield* write("after")
+      }))
+      assert.deepStrictEqual([yield* notes, yield* told], [["after", "before"], ["test.refused fail"]])
+    })))
+
+  it.live("a unit that fails takes back the units inside of it, which then never were", () =>
+    on(Effect.gen(function*() {
+      const { notes, told, unit, write } = yield* world
+      const inner = (text: string) => unit("inner", write(text))
+      const exit = yield* Effect.exit(unit("outer", Effect.andThen(inner("a"), Effect.andThen(inner("b"), new No()))))
+      assert.deepStrictEqual(exit, Exit.fail(new No()))
+      assert.deepStrictEqual([yield* notes, yield* told], [[], ["test.outer fail"]])
+      yield* unit(
+        "outer",
+        Effect.andThen(Effect.exit(unit("inner", Effect.andThen(write("c"), Effect.die("broken")))), inner("d"))
+      )
+      assert.deepStrictEqual(
+        [yield* notes, yield* told],
+        [["d"], ["test.outer fail", "test.outer completed", "test.inner die", "test.inner completed"]]
+      )
+    })))
+
+  it.live("a unit that is interrupted, or takes too long, has written nothing, and says so once", () =>
+    on(Effect.gen(function*() {
+      const { notes, told, unit, write } = yield* world
+      const begun = yield* Deferred.make<void>()
+      const stuck = unit(
+        "stuck",
+        Effect.andThen(write("stuck"), Effect.andThen(Deferred.succeed(begun, undefined), Effect.never))
+      )
+      const fiber = yield* Effect.forkChild(stuck)
+      yield* Deferred.await(begun)
+      yield* Fiber.interrupt(fiber)
+      const late = yield* Effect.exit(Effect.timeout(stuck, "50 millis"))
+      assert.isTrue(Exit.isFailure(late))
+      assert.deepStrictEqual([yield* notes, yield* told], [[], ["test.stuck interrupt", "test.stuck interrupt"]])
+      yield* unit("next", write("next"))
+      assert.deepStrictEqual(yield* notes, ["next"])
+    })))
+
+  it.live("a unit that gives a stream has no transaction: what it wrote stays, and one end says how it went", () =>
+    on(Effect.gen(function*() {
+      const { notes, told, write } = yield* world
+      const rows = (fails: boolean) =>
+        instrumentStream(
+          Stream.make("a", "b").pipe(
+            Stream.mapEffect((text) => Effect.as(write(`${text}, ${fails}`), text)),
+            Stream.concat(fails ? Stream.fail(new No()) : Stream.empty)
+          ),
+          { name: "test.rows" }
+        )
+      assert.deepStrictEqual(yield* Stream.runCollect(rows(false)), ["a", "b"])
+      assert.deepStrictEqual(yield* Effect.exit(Stream.runCollect(rows(true))), Exit.fail(new No()))
+      assert.deepStrictEqual(
+        [yield* notes, yield* told],
+        [["a, false", "a, true", "b, false", "b, true"], ["test.rows completed", "test.rows fail"]]
+      )
+    })))
+}
+
 describe("SQLite", () => {
+  joins(
+    layerStore({ policy: "transactional" }).pipe(
+      Layer.provideMerge(EventStore.layer()),
+      Layer.provideMerge(Sqlite.layer({ filename: ":memory:" }))
+    )
+  )
+
   it.live(title, () =>
     Effect.gen(function*() {
       const directory = yield* Effect.acquireRelease(
@@ -134,6 +269,13 @@ describe("SQLite", () => {
 })
 
 await withServer("PostgreSQL", "PostgreSQL", (url) => {
+  joins(
+    layerStore({ policy: "transactional" }).pipe(
+      Layer.provideMerge(EventStore.layer()),
+      Layer.provideMerge(client(url))
+    )
+  )
+
   it.live(title, () =>
     Effect.gen(function*() {
       const prefix = `effect_units_crash_${process.pid}`
