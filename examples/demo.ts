@@ -4,19 +4,26 @@
  *     npm run demo
  *
  * It imports a GGUF file and a sharded safetensors folder, pulls a model from a hub on this machine whose connection breaks midway,
- * asks for one that does not exist, and interrupts a pull. It works in a temporary folder that is gone when it ends.
+ * asks for one that does not exist, and interrupts a pull. Then it looks at the machine, reserves memory for a small model, starts an
+ * engine that serves it, chats with it, and gives everything back. It works in a temporary folder that is gone when it ends.
  *
  * It imports the library by path, so that it runs without a build; an application imports `effect-units` and its subpaths.
  */
 import { NodeRuntime, NodeServices } from "@effect/platform-node"
-import { Effect, Fiber, FileSystem, Layer, Path, Schema } from "effect"
+import { Effect, Fiber, FileSystem, Layer, Path, Schema, Stream } from "effect"
+import { fileURLToPath } from "node:url"
+import * as Device from "../src/device/index.ts"
+import * as Engine from "../src/engine/index.ts"
 import { EventPublisher, EventStore, Execution, Unit, UnitError } from "../src/index.ts"
+import * as Inference from "../src/inference/index.ts"
 import * as Model from "../src/model/index.ts"
 import { layerEmbedded } from "../src/node.ts"
 import * as Sqlite from "../src/publishers/Sqlite.ts"
+import * as Resource from "../src/resource/index.ts"
 import { llamaConfig, safetensors, tinyGguf } from "../test/model/files.ts"
 import * as HubServer from "../test/model/HubServer.ts"
-import { makePrinter, printExecutions } from "./report.ts"
+import { runnableGguf } from "../test/model/runnable.ts"
+import { makePrinter, printExecutions, printText } from "./report.ts"
 
 /** A unit of one's own, made of the library's: whoever watches sees three executions inside of one. */
 const onboard = Unit.command("demo.onboard", {
@@ -36,6 +43,25 @@ const onboard = Unit.command("demo.onboard", {
     const { memory_recommended } = yield* Model.estimateResources({ model_id })
     return { model_id, valid, memory_recommended }
   })
+})
+
+/** How `engine.ts` beside this file is run. */
+const tinyEngine = Engine.Recipe.make({
+  process: {
+    command: process.execPath,
+    args: ({ host, model, port, servedName }) => [
+      fileURLToPath(new URL("engine.ts", import.meta.url)),
+      "--host",
+      host,
+      "--port",
+      String(port),
+      "--model",
+      String(model),
+      "--name",
+      String(servedName)
+    ],
+    howToInstall: () => "it is in the examples"
+  }
 })
 
 const megabytes = (count: number): number => count * 1_000_000
@@ -88,6 +114,40 @@ const writeModels = Effect.fnUntraced(function*(directory: string) {
   return { gguf, sharded }
 })
 
+/** An engine with memory of its own, for as long as the scope lasts. */
+const servingEngine = Effect.fnUntraced(function*(model_id: string) {
+  const { memory_recommended } = yield* Model.estimateResources({ model_id })
+  yield* Effect.acquireRelease(
+    Resource.allocate({ name: "tiny", type: "inference_native", memory_bytes: memory_recommended }),
+    ({ slot_id }) => Effect.orDie(Resource.release({ slot_id }))
+  )
+  yield* Effect.acquireRelease(
+    Effect.interruptible(Engine.start({ name: "tiny", model_id })),
+    () => Effect.orDie(Engine.stop({ name: "tiny" }))
+  )
+})
+
+/** A small model of random weights, which has all the parts of a large one, and nothing to say. */
+const talk = Effect.fnUntraced(function*(directory: string) {
+  const fs = yield* FileSystem.FileSystem
+  const paths = yield* Path.Path
+  const path = paths.join(directory, "tiny-random.gguf")
+  yield* fs.writeFile(path, runnableGguf())
+  yield* Device.detect()
+  yield* Resource.status()
+  const { model_id } = yield* Model.import({ path })
+  yield* Effect.scoped(Effect.andThen(
+    servingEngine(model_id),
+    Inference.chatStream({
+      model: model_id,
+      messages: [{ role: "user", content: "Why is the sky blue?" }],
+      max_tokens: 24,
+      temperature: 1
+    }).pipe(Stream.runForEach(({ data }) => Effect.sync(() => printText(data))))
+  ))
+  yield* Resource.status()
+}, Execution.annotate({ request_id: "demo" }))
+
 const job = Effect.fnUntraced(function*(directory: string, server: HubServer.HubServer) {
   const files = yield* writeModels(directory)
   yield* onboard({ path: files.gguf })
@@ -115,11 +175,16 @@ const program = Effect.gen(function*() {
   const printer = EventPublisher.layer({ publish: makePrinter() })
   const services = layerEmbedded({
     directory: paths.join(directory, "data"),
-    hubs: { huggingface: { endpoint: server.url } }
+    hubs: { huggingface: { endpoint: server.url } },
+    engines: { recipes: { tiny: tinyEngine } },
+    endpoints: []
   })
   // The publisher is the application's choice: this one prints, and stores durably.
   const publisher = EventPublisher.combine(printer, Sqlite.layer({ filename: log }))
-  yield* Effect.provide(job(directory, server), Layer.merge(services, publisher))
+  yield* job(directory, server).pipe(
+    Effect.andThen(talk(directory)),
+    Effect.provide(Layer.merge(services, publisher))
+  )
 
   console.log("\nRead back from the SQLite log:\n")
   const store = yield* Layer.build(EventStore.layerSqlite({ filename: log }))

@@ -22,6 +22,9 @@ const bar = (progress: number, done: number, speed: number): string => {
   return `${"█".repeat(filled)}${"░".repeat(25 - filled)} ${String(Math.round(progress)).padStart(3)} %  ${amount}`
 }
 
+/** Prints a piece of an answer as it comes. */
+export const printText = (text: string): void => console.log(`${" ".repeat(14)}${paint(35, JSON.stringify(text))}`)
+
 /** Prints one line per event, indented by how deep its execution is nested. */
 export const makePrinter = (): (event: EventPublisher.Event) => void => {
   const depths = new Map<string, number>()
