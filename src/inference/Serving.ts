@@ -58,13 +58,13 @@ export const finder = (models: ReadonlyArray<StoredModel>): (id: string) => Stor
 /** Words in the names of models that tell what they do, by the names that are usual on the hubs. The first that fits counts. */
 const words: ReadonlyArray<readonly [RegExp, ModelType]> = [
   [/rerank/, "rerank"],
-  [/embed|(?:^|[/_-])(?:bge|gte|e5|minilm)(?:[_.-]|$)/, "embedding"],
-  [/whisper|(?:^|[/_-])asr(?:[_.-]|$)|paraformer|sensevoice/, "asr"],
-  [/(?:^|[/_-])tts(?:[_.-]|$)|kokoro|cosyvoice|(?:^|[/_-])(?:bark|piper)(?:[_.-]|$)/, "tts"],
-  [/text-to-video|(?:^|[/_-])t2v|cogvideo|hunyuanvideo|(?:^|[/_-])sora(?:[_.-]|$)/, "video_gen"],
+  [/embed|(?:^|[/_-])(?:bge|gte|e5|minilm)(?:[_.:-]|$)/, "embedding"],
+  [/whisper|(?:^|[/_-])asr(?:[_.:-]|$)|paraformer|sensevoice/, "asr"],
+  [/(?:^|[/_-])tts(?:[_.:-]|$)|kokoro|cosyvoice|(?:^|[/_-])(?:bark|piper)(?:[_.:-]|$)/, "tts"],
+  [/text-to-video|(?:^|[/_-])t2v|cogvideo|hunyuanvideo|(?:^|[/_-])sora(?:[_.:-]|$)/, "video_gen"],
   [/diffusion|sdxl|flux|dall-e|gpt-image/, "diffusion"],
-  [/yolo|(?:^|[/_-])detr(?:[_.-]|$)/, "detection"],
-  [/llava|vision|(?:^|[/_-])vl(?:[_.-]|$)|\dvl(?:[_.-]|$)|pixtral|internvl/, "vlm"]
+  [/yolo|(?:^|[/_-])detr(?:[_.:-]|$)/, "detection"],
+  [/llava|vision|(?:^|[/_-])vl(?:[_.:-]|$)|\dvl(?:[_.:-]|$)|pixtral|internvl/, "vlm"]
 ]
 
 /**

@@ -11,7 +11,7 @@ import { layerEmbedded } from "../../src/node.ts"
 import { file, tinyGguf } from "../model/files.ts"
 import { runnableGguf } from "../model/runnable.ts"
 import * as OpenAiServer from "./OpenAiServer.ts"
-import { folder, serve } from "./world.ts"
+import { folder, nextTurns, serve } from "./world.ts"
 
 const services = Layer.unwrap(Effect.map(folder, (directory) =>
   Layer.mergeAll(
@@ -124,6 +124,7 @@ layer(services)("models in this process", (it) => {
         const ask = Effect.map(Inference.chat({ model: "echo", messages, max_tokens: 2 }), (answer) => answer.model)
         assert.deepStrictEqual(yield* Effect.replicateEffect(ask, 3), ["echo", "echo", "echo"])
         yield* Effect.promise(() => server.close())
+        yield* nextTurns
         assert.strictEqual(yield* ask, model)
       }).pipe(Effect.provide(both))
     }))

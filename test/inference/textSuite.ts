@@ -15,7 +15,7 @@ import {
 } from "../../src/inference/BackendReason.ts"
 import type { StreamChunk } from "../../src/inference/Inference.ts"
 import type * as StandIn from "./StandIn.ts"
-import { serve } from "./world.ts"
+import { nextTurns, serve } from "./world.ts"
 
 /** A protocol: its server, its client, and its paths. The server has the models `echo` and `tiny`. */
 export interface Protocol {
@@ -233,9 +233,7 @@ export const suite = (protocol: Protocol) =>
           const fiber = yield* Effect.forkChild(Effect.flip(work))
           yield* Effect.promise(() => server.waiting())
           // The head of the answer arrives on its own time.
-          for (let turn = 0; turn < 50; turn++) {
-            yield* Effect.promise(() => new Promise((resolve) => setImmediate(resolve)))
-          }
+          yield* nextTurns
           yield* TestClock.adjust(after)
           assert.strictEqual((yield* Fiber.join(fiber))._tag, "TimedOut")
           yield* Effect.promise(() => server.left())

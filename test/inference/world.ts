@@ -29,6 +29,11 @@ export const serve = (routes: ReadonlyArray<StandIn.Route>) =>
     (server) => Effect.promise(() => server.close())
   )
 
+/** What is on its way through the sockets of this process arrives. */
+export const nextTurns = Effect.promise(async () => {
+  for (let turn = 0; turn < 50; turn++) await new Promise((resolve) => setImmediate(resolve))
+})
+
 /** A folder that goes with the scope. */
 export const folder = Effect.acquireRelease(
   // The system's temporary folder may itself be a link.
