@@ -12,7 +12,7 @@ const needs: Record<string, string> = {
   device:
     "child processes and the file system; for GPUs NVIDIA's driver with `nvidia-smi`, without which the processor is the one device",
   engine:
-    "a SQL database for the register, child processes with a folder for their output, HTTP to ask engines, and the register of models",
+    "a SQL database for the register, child processes with a folder for their output or Docker, HTTP to ask engines, and the register of models",
   resource: "a SQL database for the ledger, and `/proc` and the control groups where it runs on Linux"
 }
 

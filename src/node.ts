@@ -13,6 +13,8 @@ import * as Layer from "effect/Layer"
 import * as Path from "effect/Path"
 import type * as PlatformError from "effect/PlatformError"
 import type * as SqlClient from "effect/sql/SqlClient"
+import type { DockerError } from "./backends/DockerError.ts"
+import * as DockerNode from "./backends/DockerNode.ts"
 import * as LlamaCpp from "./backends/LlamaCpp.ts"
 import * as Sqlite from "./backends/Sqlite.ts"
 import * as Device from "./device/index.ts"
@@ -43,9 +45,9 @@ export interface Options {
   readonly hubs?: ModelHub.Options | undefined
   /** Where devices are looked for. Default: this host, with NVIDIA's program as the environment says; see `Device.layerConfig`. */
   readonly device?: Device.Options | undefined
-  /** How engines are run. Their output goes to `engines`. */
-  readonly engines?: Omit<Engine.Options, "directory"> | undefined
-  /** The endpoints that serve models. Default: as the environment says; see `Inference.layerConfig`. */
+  /** How engines are run. Their output goes to `engines`. Docker is where `DOCKER_HOST` says, by default at its usual socket. */
+  readonly engines?: Omit<Engine.DockerOptions, "directory"> | undefined
+  /** The endpoints that serve models, besides the engines that run here. Default: as the environment says; see `Inference.layerConfig`. */
   readonly endpoints?: ReadonlyArray<Endpoints.EndpointOptions> | undefined
   /** What recordings and images units may be given. Default: no files, and no images of addresses that are not public. */
   readonly media?: MediaSource.Options | undefined
@@ -81,6 +83,7 @@ export const layerEmbedded = (options: Options): Layer.Layer<
   | Sqlite.SqliteError
   | ModelStore.ModelStoreError
   | Engine.EngineStoreError
+  | DockerError
   | Resource.ResourceLedgerError
   | PlatformError.PlatformError
   | Config.ConfigError
@@ -98,8 +101,9 @@ export const layerEmbedded = (options: Options): Layer.Layer<
     const device = options.device === undefined ? Device.layerConfig() : Device.layer(options.device)
     const endpoints = Endpoints.combine<
       Config.ConfigError,
-      HttpClient.HttpClient | LlamaCpp.LlamaCpp | ModelStore.ModelStore
+      HttpClient.HttpClient | LlamaCpp.LlamaCpp | ModelStore.ModelStore | Engine.Engines
     >(
+      Inference.layerEngines(),
       options.endpoints === undefined ? Endpoints.layerConfig() : Endpoints.layer(options.endpoints),
       Inference.layerInProcess
     )
@@ -114,9 +118,11 @@ export const layerEmbedded = (options: Options): Layer.Layer<
       Layer.merge(media)
     )
     const resource = Resource.layerConfig({ directory })
-    const engine = Engine.layer({ ...options.engines, directory: paths.join(directory, "engines") })
-    return Layer.mergeAll(inference, resource, engine).pipe(
-      Layer.provideMerge(model),
+    const engine = Engine.layerDocker({ ...options.engines, directory: paths.join(directory, "engines") }).pipe(
+      Layer.provide(DockerNode.layerConfig)
+    )
+    return Layer.merge(inference, resource).pipe(
+      Layer.provideMerge(Layer.merge(model, engine)),
       Layer.provideMerge(sqlite),
       Layer.merge(Layer.provideMerge(Resource.layerDevices, device))
     )

@@ -641,8 +641,8 @@ const make = Effect.fnUntraced(function*(options: Options) {
       const located = yield* Effect.orElseSucceed(runtimeOf(runtime).locate(by, version), () => undefined)
       if (located !== undefined) return { ...located, runtime }
     }
-    // A container can be fetched, a program only be asked for: where neither is had, both are told.
     const failures: Array<RuntimeError> = []
+    // A container can be fetched, a program only be asked for.
     for (const runtime of kinds.toSorted()) {
       const fetched = yield* Effect.result(
         runtimeOf(runtime).install(by, { version, onProgress: (message) => Effect.logDebug(message) })
@@ -650,15 +650,16 @@ const make = Effect.fnUntraced(function*(options: Options) {
       if (fetched._tag === "Success") return { ...fetched.success, runtime }
       failures.push(fetched.failure)
     }
-    const [first, ...others] = failures
-    return yield* new RuntimeError({
-      reason: first?.reason ?? "Missing",
-      detail: first === undefined
-        ? `Nothing here can run ${engine.name}. Install Docker`
-        : [first, ...others].map(({ detail }) => detail).join(". "),
-      retryable: failures.some(({ retryable }) => retryable),
-      ...(first?.cause === undefined ? {} : { cause: first.cause })
-    })
+    // What can be done about a program comes first, where that is the way.
+    const [first, ...others] = runtimes.prefer === "process" ? failures.toReversed() : failures
+    return yield* first === undefined
+      ? new RuntimeError({ reason: "Missing", detail: `Nothing here can run ${engine.name}`, retryable: false })
+      : new RuntimeError({
+        reason: first.reason,
+        detail: [first, ...others].map(({ detail }) => detail).join(". "),
+        retryable: failures.some(({ retryable }) => retryable),
+        cause: first
+      })
   })
 
   /** Takes over what a program that is gone has left: what ran goes on, what was just being started is ended. */

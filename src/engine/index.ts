@@ -22,11 +22,13 @@ import * as Layer from "effect/Layer"
 import type * as Path from "effect/Path"
 import type * as ChildProcessSpawner from "effect/process/ChildProcessSpawner"
 import type * as SqlClient from "effect/sql/SqlClient"
+import type { Docker } from "../backends/Docker.ts"
 import * as Supervisor from "../backends/Supervisor.ts"
+import * as ContainerRuntime from "./ContainerRuntime.ts"
 import * as Engines from "./Engines.ts"
 import * as EngineStore from "./EngineStore.ts"
 import * as ProcessRuntime from "./ProcessRuntime.ts"
-import { Runtimes } from "./Runtime.ts"
+import { type RuntimeKind, Runtimes } from "./Runtime.ts"
 
 export { install, restart, start, stop } from "./Commands.ts"
 export * from "./Engine.ts"
@@ -49,6 +51,29 @@ export interface Options extends EngineStore.Options, Engines.Options {
 }
 
 /**
+ * The same, with containers.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface DockerOptions extends Options {
+  /** Of an engine that is there both as a program and as an image, which is taken. Default `process`. */
+  readonly prefer?: RuntimeKind | undefined
+  readonly containers?: Omit<ContainerRuntime.Options, "onClose"> | undefined
+}
+
+const over = <R>(options: Options, runtimes: Effect.Effect<Runtimes["Service"], never, R>) =>
+  Engines.layer(options).pipe(
+    Layer.provide(Layer.effect(Runtimes, runtimes)),
+    Layer.provideMerge(
+      Layer.merge(
+        EngineStore.layer(options),
+        Supervisor.layer({ directory: options.directory, onClose: options.onClose })
+      )
+    )
+  )
+
+/**
  * Layer of all that the units of this domain need besides the register of models, with engines as child processes of this program.
  *
  * @category layers
@@ -62,15 +87,29 @@ export const layer = (options: Options): Layer.Layer<
   | FileSystem.FileSystem
   | Path.Path
   | ChildProcessSpawner.ChildProcessSpawner
+> => over(options, Effect.map(ProcessRuntime.make, (process) => ({ process, prefer: "process" as const })))
+
+/**
+ * The same, with engines as containers of a Docker Engine besides, which need not run as long as no engine is in a container.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layerDocker = (options: DockerOptions): Layer.Layer<
+  EngineStore.EngineStore | Engines.Engines | Supervisor.Supervisor,
+  EngineStore.EngineStoreError,
+  | Docker
+  | SqlClient.SqlClient
+  | HttpClient.HttpClient
+  | FileSystem.FileSystem
+  | Path.Path
+  | ChildProcessSpawner.ChildProcessSpawner
 > =>
-  Engines.layer(options).pipe(
-    Layer.provide(
-      Layer.effect(Runtimes, Effect.map(ProcessRuntime.make, (process) => ({ process, prefer: "process" as const })))
-    ),
-    Layer.provideMerge(
-      Layer.merge(
-        EngineStore.layer(options),
-        Supervisor.layer({ directory: options.directory, onClose: options.onClose })
-      )
-    )
+  over(
+    options,
+    Effect.all({
+      process: ProcessRuntime.make,
+      container: ContainerRuntime.make({ ...options.containers, onClose: options.onClose }),
+      prefer: Effect.succeed(options.prefer ?? "process")
+    })
   )

@@ -469,15 +469,14 @@ describe("engine.install", () => {
       assert.deepStrictEqual(yield* Engine.install({ name: "vllm" }), done)
       assert.deepStrictEqual(yield* Engine.install({ name: "vllm", version: "0.6.3" }), done)
       const error = yield* Effect.flip(Engine.install({ name: "vllm", version: "0.7.0" }))
-      assert.deepStrictEqual(
-        error,
-        new Engine.EngineInstallFailed({
-          name: "vllm",
-          reason: "Missing",
-          detail: `${done.path} is version 0.6.3, not 0.7.0. To have that, run \`pip install vllm==0.7.0\``,
-          retryable: false
-        })
+      assert.instanceOf(error, Engine.EngineInstallFailed)
+      assert.strictEqual(error.reason, "Missing")
+      assert.include(
+        error.detail,
+        `${done.path} is version 0.6.3, not 0.7.0. To have that, run \`pip install vllm==0.7.0\`. `
       )
+      // As a container it cannot be had either.
+      assert.include(error.detail, "no-docker.sock")
       assert.strictEqual((yield* Engine.get({ name: "vllm" })).version, "0.6.3")
       yield* behave("vllm", { version: "0.7.0" })
       yield* Engine.install({ name: "vllm", version: "0.7.0" })

@@ -124,7 +124,7 @@ export const services = (
   fs.mkdirSync(bin, { recursive: true })
   const elsewhere = path.join(root, "elsewhere")
   const directory = path.join(root, "embedded")
-  const env = { ...process.env, PATH: `${bin}:${process.env["PATH"]}` }
+  const env = { ...process.env, PATH: `${bin}:${process.env["PATH"]}`, DOCKER_HOST: `unix://${root}/no-docker.sock` }
   return Layer.unwrap(
     Effect.map(
       end === "passing" ? passingAtTheEnd : killingAtTheEnd(elsewhere),
