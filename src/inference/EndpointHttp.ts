@@ -139,7 +139,8 @@ const ErrorBody = Schema.Struct({
   message: Schema.optional(Schema.Unknown),
   detail: Schema.optional(Schema.Unknown),
   code: Schema.optional(Schema.Unknown),
-  type: Schema.optional(Schema.Unknown)
+  type: Schema.optional(Schema.Unknown),
+  estimated_time: Schema.optional(Schema.Unknown)
 })
 const decodeErrorBody = Schema.decodeUnknownOption(ErrorBody)
 
@@ -155,7 +156,11 @@ const said = (body: unknown): Said => {
   if (Predicate.isString(body)) return { message: body, code: "", status: undefined }
   const error = Option.getOrUndefined(decodeErrorBody(body))
   if (error === undefined) return { message: "", code: "", status: undefined }
-  if (error.error !== undefined && error.error !== null) return said(error.error)
+  if (error.error !== undefined && error.error !== null) {
+    const inner = said(error.error)
+    // So Hugging Face tells that a model is on its way.
+    return error.estimated_time === undefined ? inner : { ...inner, code: `${inner.code} loading` }
+  }
   const message = error.message ?? error.detail
   const code = [error.code, error.type].filter(Predicate.isString).join(" ")
   const status = Number(error.code)
@@ -205,7 +210,7 @@ const reasonOf = (
     case 429:
       return busy(detail, retryAfterSeconds)
     case 503:
-      return /loading/i.test(message)
+      return /loading/i.test(`${code} ${message}`)
         ? new ModelMissing({ detail: `${detail} Try again later`, loading: true })
         : busy(detail, retryAfterSeconds)
     default:

@@ -6,9 +6,13 @@
 import * as Effect from "effect/Effect"
 import type * as HttpClient from "effect/http/HttpClient"
 import type { Backend } from "./Backend.ts"
+import * as Detection from "./Detection.ts"
 import * as EndpointHttp from "./EndpointHttp.ts"
 import * as OpenAiAudio from "./OpenAiAudio.ts"
+import * as OpenAiImages from "./OpenAiImages.ts"
 import * as OpenAiText from "./OpenAiText.ts"
+import * as OpenAiVideos from "./OpenAiVideos.ts"
+import * as Rerank from "./Rerank.ts"
 
 /**
  * The address below which the protocol is: that of the options, with `/v1` where they give nothing but a host.
@@ -29,9 +33,15 @@ export const baseUrl = (address: string): string => {
  */
 export const make = (options: EndpointHttp.Options): Effect.Effect<Backend, never, HttpClient.HttpClient> => {
   const base = baseUrl(options.baseUrl)
+  // Where servers have what the protocol does not know.
+  const root = base.replace(/\/v1$/, "")
   const isOpenAi = URL.canParse(base) && new URL(base).hostname === "api.openai.com"
   return Effect.map(EndpointHttp.make({ ...options, baseUrl: base }), (http): Backend => ({
     ...OpenAiText.make(http),
-    ...OpenAiAudio.make(http, { voices: isOpenAi ? OpenAiAudio.openAiVoices : undefined })
+    ...OpenAiAudio.make(http, { voices: isOpenAi ? OpenAiAudio.openAiVoices : undefined }),
+    ...OpenAiImages.make(http),
+    ...OpenAiVideos.make(http, { root, jobTimeout: options.jobTimeout }),
+    ...Rerank.make(http, root),
+    ...Detection.make(http, root)
   }))
 }

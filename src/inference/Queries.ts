@@ -9,7 +9,8 @@ import { ModelType } from "../model/Model.ts"
 import { ModelStore, type StoredModel } from "../model/ModelStore.ts"
 import * as Unit from "../Unit.ts"
 import { InternalError } from "../UnitError.ts"
-import { InferenceModel } from "./Inference.ts"
+import { inferenceFailures } from "./Errors.ts"
+import { InferenceModel, Voice } from "./Inference.ts"
 import { internal } from "./internal/failures.ts"
 import { Router } from "./Router.ts"
 import * as Serving from "./Serving.ts"
@@ -58,6 +59,56 @@ export const models = Unit.query("inference.models", {
     return { models: type === undefined ? byId : byId.filter((model) => model.type === type) }
   })
 })
+
+/**
+ * `inference.voices`: the voices that models speak with, by id, each once: those of one model, or of all that are being served.
+ *
+ * **Details**
+ *
+ * An endpoint that cannot list them has none. Where a model is given, what goes wrong with it is a failure; without one, endpoints that do not
+ * answer are left out.
+ *
+ * @category queries
+ * @since 0.1.0
+ */
+export const voices = Unit.query("inference.voices", {
+  description: "Lists the voices that models speak with",
+  input: { model: Schema.optionalKey(Schema.NonEmptyString) },
+  output: { voices: Schema.Array(Voice) },
+  errors: [...inferenceFailures, InternalError],
+  examples: [{}, { model: "kokoro" }],
+  handler: Effect.fnUntraced(function*({ model }) {
+    const router = yield* Router
+    if (model !== undefined) {
+      return {
+        voices: sorted(
+          yield* router.call(model, "voices", (backend, model) => backend.voices?.({ model }) ?? Effect.succeed([]))
+        )
+      }
+    }
+    const registeredAs = Serving.finder(yield* registered)
+    const speaking = (yield* router.served).flatMap(({ endpoint, models }) =>
+      models.filter((listed) => (registeredAs(listed.id)?.type ?? Serving.typeOf(listed)) === "tts")
+        .map(({ id }) => endpoint.backend.voices?.({ model: id }) ?? Effect.succeed([]))
+    )
+    const found = yield* Effect.forEach(
+      speaking,
+      (voices) => Effect.orElseSucceed(voices, (): ReadonlyArray<Voice> => []),
+      { concurrency }
+    )
+    return { voices: sorted(found.flat()) }
+  })
+})
+
+/** Endpoints that are asked at the same time. */
+const concurrency = 16
+
+/** By id, and of several with the same the first. */
+const sorted = (voices: ReadonlyArray<Voice>): ReadonlyArray<Voice> => {
+  const byId = new Map<string, Voice>()
+  for (const voice of voices) if (!byId.has(voice.id)) byId.set(voice.id, voice)
+  return Array.from(byId.values()).sort((a, b) => compare(a.id, b.id))
+}
 
 const compare = (a: string, b: string): number => a < b ? -1 : a > b ? 1 : 0
 

@@ -3,8 +3,9 @@ import { Effect } from "effect"
 import { SqlClient } from "effect/sql"
 import { TestClock } from "effect/testing"
 import * as Inference from "../../src/inference/index.ts"
+import type * as Unit from "../../src/Unit.ts"
 import { domain } from "../lives.ts"
-import { wav } from "./samples.ts"
+import { png, wav } from "./samples.ts"
 import type * as StandIn from "./StandIn.ts"
 import { key, layer, World } from "./world.ts"
 
@@ -60,6 +61,10 @@ const embed = { model: "embed-4", input: "one two" }
 
 const transcribe = { model: "embed-4", audio: wav(800).toString("base64") }
 const synthesize = { model: "embed-4", text: "one two" }
+const generateImage: Unit.Input<typeof Inference.generateImage> = { model: "embed-4", prompt: "a pixel" }
+const generateVideo: Unit.Input<typeof Inference.generateVideo> = { model: "embed-4", prompt: "a pixel that moves" }
+const rerank = { model: "embed-4", query: "one two", documents: ["three", "two one"] } as const
+const detect = { model: "embed-4", image: png.toString("base64") }
 
 export const inferenceLives = [
   ...lives(Inference.chat, {
@@ -91,6 +96,34 @@ export const inferenceLives = [
     completed: { given: Effect.succeed({ ...synthesize, voice: "af_heart", stream: true }) },
     failures: failures("/v1/audio/speech", synthesize, { ...synthesize, text: "" }),
     interrupted: interrupted("/v1/audio/speech", synthesize)
+  }),
+  ...lives(Inference.generateImage, {
+    completed: { given: Effect.succeed({ ...generateImage, size: "64x32", width: 64, height: 32, steps: 3, seed: 7 }) },
+    failures: failures("/v1/images/generations", generateImage, { ...generateImage, size: "large" }),
+    interrupted: interrupted("/v1/images/generations", generateImage)
+  }),
+  ...lives(Inference.generateVideo, {
+    completed: {
+      given: Effect.succeed({ ...generateVideo, duration: 2, fps: 8, width: 64, height: 32 })
+    },
+    failures: failures("/v1/videos", generateVideo, { ...generateVideo, width: 64 }),
+    interrupted: interrupted("/v1/videos/video-1/content", generateVideo)
+  }),
+  ...lives(Inference.rerank, {
+    completed: { given: Effect.succeed(rerank) },
+    // Nothing to order, which the type of the input forbids.
+    failures: failures("/v1/rerank", rerank, { ...rerank, documents: [] as never }),
+    interrupted: interrupted("/v1/rerank", rerank)
+  }),
+  ...lives(Inference.detect, {
+    completed: { given: Effect.succeed(detect) },
+    failures: failures("/v1/detection", detect, { ...detect, image: "http://127.0.0.1/image.png" }),
+    interrupted: interrupted("/v1/detection", detect)
+  }),
+  ...lives(Inference.voices, {
+    completed: { given: Effect.succeed({ model: "embed-4" }) },
+    failures: failures("/v1/audio/voices", { model: "embed-4" }, { model: "" }),
+    interrupted: interrupted("/v1/audio/voices", { model: "embed-4" })
   }),
   ...lives(Inference.models, {
     completed: { given: Effect.succeed({ type: "llm" } as const) },

@@ -143,7 +143,10 @@ export const suite = (protocol: Protocol) =>
           ],
           [
             yield* status(404, "404 page not found"),
-            new Refused({ detail: "The endpoint has no such operation. It says: 404 page not found." })
+            new Refused({
+              detail: "The endpoint has no such operation. It says: 404 page not found.",
+              unsupported: true
+            })
           ],
           [yield* status(504), new TimedOut({ detail: "It answered 504." })],
           [

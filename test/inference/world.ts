@@ -44,7 +44,7 @@ export const folder = Effect.acquireRelease(
 export const layer = Layer.unwrap(Effect.gen(function*() {
   const directory = yield* folder
   const options = { models: models.openai, key }
-  const openai = yield* serve([...OpenAiServer.routes(options), ...MediaServer.audioRoutes(options)])
+  const openai = yield* serve([...OpenAiServer.routes(options), ...MediaServer.routes(options)])
   const ollama = yield* serve(OllamaServer.routes({ models: models.ollama.map((name) => ({ name })) }))
   return Layer.mergeAll(
     layerEmbedded({
