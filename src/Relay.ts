@@ -612,8 +612,8 @@ export const make = Effect.fnUntraced(function*<E, R>(
           refused: Number(row.refused)
         }))
     )
-    const position = Math.min(...states.map((state) => state.position))
     const last_offset = yield* store.lastOffset
+    const position = Math.min(last_offset, ...states.map((state) => state.position))
     const [oldest] = position < last_offset
       ? yield* Effect.orElseSucceed(store.read({ after: position, limit: 1 }), () => [])
       : []

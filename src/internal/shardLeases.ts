@@ -89,14 +89,6 @@ export interface Options {
   readonly onBeat: (held: number) => Effect.Effect<void>
 }
 
-/** @internal */
-export interface ShardLeases {
-  /** Names this process among the members. */
-  readonly member: string
-  /** The shards that this process holds. */
-  readonly held: () => ReadonlyArray<number>
-}
-
 /** A shard at work. */
 class Held {
   readonly token: number
@@ -129,7 +121,7 @@ interface ShardRow {
 export const make = Effect.fnUntraced(function*(
   store: Store,
   options: Options
-): Effect.fn.Return<ShardLeases, EventStoreError, Scope.Scope> {
+): Effect.fn.Return<void, EventStoreError, Scope.Scope> {
   const { name, work } = options
   const { sql } = store
   const clock = yield* Clock.Clock
@@ -178,8 +170,9 @@ export const make = Effect.fnUntraced(function*(
         there.add(row.member)
         continue
       }
-      yield* sql`DELETE FROM effect_units_relay_members
-        WHERE relay = ${name} AND member = ${row.member} AND beat = ${row.beat}`
+      const removed = yield* sql`DELETE FROM effect_units_relay_members
+        WHERE relay = ${name} AND member = ${row.member} AND beat = ${row.beat} RETURNING member`
+      if (removed.length === 0) there.add(row.member)
     }
     for (const known of seen.keys()) if (!members.some((row) => row.member === known)) seen.delete(known)
     return there
@@ -290,5 +283,4 @@ export const make = Effect.fnUntraced(function*(
     Effect.forever,
     Effect.forkScoped
   )
-  return { member, held: () => Array.from(held.keys()) }
 })

@@ -342,11 +342,15 @@ export const make = Effect.fnUntraced(
  * stores what was accepted, for at most `flushTimeout`, and counts what is left then as dropped.
  *
  * Under `transactional` the handler of a unit, what it publishes, and its completed event are one transaction of the store's client:
- * use `EventStore.layer` on the `SqlClient` that the handlers use. A unit within a unit is a savepoint.
+ * use `EventStore.layer` on the `SqlClient` that the handlers use. A unit within a unit, or within a transaction of that client, is a savepoint,
+ * and goes with what is around it, its events included. A unit that gives a Stream has no transaction: its events are handed over as under
+ * `closed`.
  *
  * **Gotchas**
  *
- * Under `transactional` a roll-back takes with it the events of the units inside, and their numbers, which leaves a gap in `sequence`.
+ * Under `transactional` the transaction is open for as long as the unit runs. On SQLite all other writers wait meanwhile, up to their busy
+ * timeout, and on PostgreSQL it holds its locks and a connection: keep downloads, and calls to other servers, out of such units.
+ * A roll-back takes with it the events of the units inside, and their numbers, which leaves a gap in `sequence`.
  * Under `closed` and `transactional` a unit must not run inside of a transaction of another client on the same SQLite file: each
  * would wait for the other, until the busy timeout.
  *
