@@ -639,8 +639,8 @@ export const make = Effect.fnUntraced(function*<E, R>(
     work,
     onBeat: Effect.fnUntraced(function*(held) {
       yield* Metric.update(Metrics.relayShards(name), held)
-      if (held === 0) return
-      const { lag_events, lag_seconds } = yield* status
+      // Where several processes report, the one that works is the one that knows.
+      const { lag_events, lag_seconds } = held === 0 ? { lag_events: 0, lag_seconds: 0 } : yield* status
       yield* Metric.update(Metrics.relayLag(name), lag_events)
       yield* Metric.update(Metrics.relayLagSeconds(name), lag_seconds)
     }, (effect) => Effect.ignore(effect))

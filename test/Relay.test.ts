@@ -16,6 +16,7 @@ import {
   Redacted,
   Schema,
   Scope,
+  Stream,
   Tracer
 } from "effect"
 import { TestClock } from "effect/testing"
@@ -30,9 +31,10 @@ import * as Redis from "../src/publishers/Redis.ts"
 import * as Sqlite from "../src/publishers/Sqlite.ts"
 import { Faults } from "../src/testing/index.ts"
 import { completed, domainEvent, failed, started } from "./fixtures/events.ts"
+import { ownNats, ownRedis, type OwnServer } from "./fixtures/ownServer.ts"
 import { ownSchema } from "./fixtures/postgres.ts"
 import { receive } from "./fixtures/receiving.ts"
-import { withServer } from "./servers.ts"
+import { withProgram, withServer } from "./servers.ts"
 
 type Event = EventPublisher.Event
 
@@ -279,6 +281,27 @@ describe("moving", () => {
       assert.deepStrictEqual(yield* store.checkpoint("relay x 0"), Option.some(2))
       const { members, shards } = yield* relay.status
       assert.deepStrictEqual([members, shards.map(({ holder }) => holder)], [[], [undefined]])
+    }))
+
+  it.effect("closing keeps its shards for as long as it takes", () =>
+    Effect.gen(function*() {
+      const store = yield* newStore
+      const holding = yield* Deferred.make<void>()
+      const slow = EventPublisher.layer({
+        policy: "closed",
+        timeout: "1 hour",
+        publish: () => Effect.andThen(Deferred.succeed(holding, undefined), Effect.sleep("20 seconds"))
+      })
+      yield* store.append(story("a"))
+      const relay = yield* start(store, { name: "x", to: slow, lease: "6 seconds", flushTimeout: "1 minute" })
+      yield* Deferred.await(holding)
+      const closing = yield* Effect.forkChild(relay.close, { startImmediately: true })
+      for (let second = 0; second < 41; second++) {
+        yield* TestClock.adjust("1 second")
+        yield* turns(1)
+      }
+      yield* Fiber.join(closing)
+      assert.strictEqual((yield* relay.status).position, 2)
     }))
 
   it.effect("closing gives a publisher up that does not answer, once its time is over", () =>
@@ -926,4 +949,47 @@ await withServer("Redis", "a relay to Redis Streams", (url) => {
     })
     return Effect.ensuring(through(Redis.layer({ url, key, policy: "closed" })), remove)
   })
+})
+
+/** A relay whose broker is killed, and started again on its data, while events come. */
+const overRestart = (
+  server: Effect.Effect<OwnServer, never, Scope.Scope>,
+  broker: (url: string) => Layer.Layer<EventPublisher.EventPublisher | EventSubscriber.EventSubscriber, unknown>
+) =>
+  Effect.gen(function*() {
+    const { kill, start: restart, url } = yield* server
+    const store = yield* newStore
+    const ids = Array.from({ length: 600 }, (_, index) => `${index}`)
+    const append = (from: number, to: number) => store.append(ids.slice(from, to).flatMap(story))
+    const { status } = yield* start(store, { name: "x", to: broker(url), batch: 50 })
+    yield* append(0, 200)
+    yield* Effect.repeat(Effect.andThen(Effect.yieldNow, status), { until: ({ position }) => position > 100 })
+    yield* kill
+    yield* append(200, 400)
+    const before = yield* status
+    assert.isAbove(before.lag_events, 0)
+    yield* restart
+    yield* append(400, 600)
+    yield* Effect.repeat(Effect.delay(status, "20 millis"), { until: ({ lag_events }) => lag_events === 0 })
+    const first = new Map<string, number>()
+    const arrived = Stream.unwrap(
+      EventSubscriber.EventSubscriber.use((subscriber) => subscriber.subscribe({ consumer: "c", maxInFlight: 100 }))
+    ).pipe(
+      Stream.tap(({ ack }) => ack),
+      Stream.tap(({ event: { id } }) => Effect.sync(() => first.has(id) || first.set(id, first.size))),
+      Stream.takeUntil(() => first.size === 2 * ids.length),
+      Stream.runDrain
+    )
+    yield* Effect.provide(arrived, broker(url))
+    for (const id of ids) assert.isBelow(first.get(`${id}:started`) ?? Infinity, first.get(`${id}:completed`) ?? -1)
+  })
+
+withProgram("NATS", "a relay to a NATS server that is killed", () => {
+  it.live("goes on where it was, and nothing is lost", () =>
+    overRestart(ownNats(), (servers) => Nats.layer({ servers, policy: "closed", timeout: "500 millis" })))
+})
+
+withProgram("Redis", "a relay to a Redis server that is killed", () => {
+  it.live("goes on where it was, and nothing is lost", () =>
+    overRestart(ownRedis(), (url) => Redis.layer({ url, policy: "closed", timeout: "500 millis" })))
 })

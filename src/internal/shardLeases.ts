@@ -261,7 +261,9 @@ export const make = Effect.fnUntraced(function*(
   yield* Effect.addFinalizer(() =>
     Effect.gen(function*() {
       closing = true
-      yield* Effect.forEach(Array.from(held.values()), letGo, { concurrency: "unbounded", discard: true })
+      const ended = Effect.forEach(Array.from(held.values()), letGo, { concurrency: "unbounded", discard: true })
+      // What is under way may take longer than a lease.
+      yield* Effect.raceFirst(ended, Effect.forever(Effect.delay(Effect.ignore(beat), lease / 3)))
       yield* Effect.ignore(
         sql`DELETE FROM effect_units_relay_members WHERE relay = ${name} AND member = ${member}`,
         { log: true }
