@@ -161,6 +161,8 @@ export interface Options {
 
 /** How often an engine that starts is asked whether it is healthy, besides whenever it writes something. */
 const startPollInterval = "500 millis"
+/** For one answer then: some servers take connections before they can answer, and never answer those. */
+const startAnswerTimeout = "2 seconds"
 const defaultGrace = "10 seconds"
 /** How much of an engine's output goes into a message. */
 const tailLines = 5
@@ -375,7 +377,7 @@ const make = Effect.fnUntraced(function*(options: Options) {
       })
     const poll = Effect.gen(function*() {
       // What answers can be somebody else, who took the port, while this one is about to end for that.
-      while (!((yield* probe.isHealthy(recipe, address)) && (yield* isRunning))) {
+      while (!((yield* probe.isHealthy(recipe, address, startAnswerTimeout)) && (yield* isRunning))) {
         yield* Effect.raceFirst(Effect.sleep(startPollInterval), Queue.take(wrote))
       }
     })

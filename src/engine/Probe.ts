@@ -3,6 +3,7 @@
  *
  * @since 0.1.0
  */
+import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as HttpClient from "effect/http/HttpClient"
 import * as HttpClientRequest from "effect/http/HttpClientRequest"
@@ -48,10 +49,10 @@ const Info = Schema.Struct({
  * @since 0.1.0
  */
 export const make = Effect.map(HttpClient.HttpClient, (client) => {
-  const get = (url: string) =>
+  const get = (url: string, timeout: Duration.Input = answerTimeout) =>
     client.execute(HttpClientRequest.get(url)).pipe(
       Effect.flatMap((response) => Effect.map(response.text, (text) => ({ status: response.status, text }))),
-      Effect.timeout(answerTimeout)
+      Effect.timeout(timeout)
     )
 
   const json = <A>(url: string, schema: Schema.Codec<A, unknown>) =>
@@ -83,8 +84,12 @@ export const make = Effect.map(HttpClient.HttpClient, (client) => {
 
   return {
     /** Whether an engine at an address such as `http://127.0.0.1:8000` is healthy by its recipe. */
-    isHealthy: ({ healthPath, healthText }: Recipe, base: string): Effect.Effect<boolean> =>
-      get(`${base}${healthPath}`).pipe(
+    isHealthy: (
+      { healthPath, healthText }: Recipe,
+      base: string,
+      timeout?: Duration.Input | undefined
+    ): Effect.Effect<boolean> =>
+      get(`${base}${healthPath}`, timeout).pipe(
         Effect.map(({ status, text }) => status === 200 && (healthText === undefined || text.includes(healthText))),
         Effect.orElseSucceed(() => false)
       ),

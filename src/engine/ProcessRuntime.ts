@@ -7,9 +7,9 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as ChildProcess from "effect/process/ChildProcess"
 import * as ChildProcessSpawner from "effect/process/ChildProcessSpawner"
-import * as Redacted from "effect/Redacted"
 import * as Stream from "effect/Stream"
 import { Supervisor, type SupervisorError } from "../backends/Supervisor.ts"
+import { mask, secretsOf } from "./internal/masking.ts"
 import type { Env, ProcessPart, Recipe, Settings } from "./Recipe.ts"
 import { type Launch, RuntimeError, type RuntimeOf } from "./Runtime.ts"
 
@@ -40,12 +40,6 @@ const settingsOf = ({ config, gpu, host, modelName, modelPath, port, servedName 
 
 const envOf = (part: ProcessPart, settings: Settings): Env => part.env?.(settings) ?? {}
 
-/** What must not be shown of an environment. */
-const secretsOf = (env: Env): ReadonlyArray<string> =>
-  Object.values(env)
-    .map((value) => value === undefined || typeof value === "string" ? "" : Redacted.value(value))
-    .filter((secret) => secret !== "")
-
 /**
  * Builds the runtime over the supervisor of child processes. Secrets of a recipe's environment are taken out of what a child writes.
  *
@@ -66,9 +60,6 @@ export const make: Effect.Effect<
   const spawner = yield* ChildProcessSpawner.ChildProcessSpawner
   /** What to take out of the output of which child, by its output file. */
   const secrets = new Map<string, ReadonlyArray<string>>()
-
-  const mask = (output: string, line: string): string =>
-    (secrets.get(output) ?? []).reduce((text, secret) => text.replaceAll(secret, "<redacted>"), line)
 
   /** What a program says of its version; `undefined` where it does not run. */
   const probe = Effect.fnUntraced(function*(part: ProcessPart, program: string) {
@@ -137,8 +128,8 @@ export const make: Effect.Effect<
       Effect.mapError(supervisor.stop(ref, { signal, grace: force ? Duration.zero : grace }), failed),
     adopt: ({ ref }) => supervisor.adopt(ref),
     sweep: (launchId) => Effect.mapError(supervisor.sweep(launchId), failed),
-    lines: ({ ref }) => Stream.map(supervisor.lines(ref), (line) => mask(ref.output, line)),
+    lines: ({ ref }) => Stream.map(supervisor.lines(ref), (line) => mask(secrets.get(ref.output), line)),
     tail: ({ ref }, count) =>
-      Effect.map(supervisor.tail(ref, count), (lines) => lines.map((line) => mask(ref.output, line)))
+      Effect.map(supervisor.tail(ref, count), (lines) => lines.map((line) => mask(secrets.get(ref.output), line)))
   }
 })
