@@ -114,6 +114,12 @@ describe("engine.start", () => {
       assert.strictEqual((yield* passing(Engine.start(vllm))).status, "running")
     }).pipe(Effect.provide(layer)))
 
+  it.effect("asks again where a request is taken and never answered", () =>
+    Effect.gen(function*() {
+      yield* installed({ swallows: 2 })
+      assert.strictEqual((yield* passing(Engine.start(vllm))).status, "running")
+    }).pipe(Effect.provide(layer)))
+
   it.effect("gives vLLM the model, its name and a port as arguments", () =>
     Effect.gen(function*() {
       const { elsewhere } = yield* World
