@@ -6,7 +6,8 @@ import * as fs from "node:fs"
 import { catalog, streams } from "../src/units.ts"
 
 const needs: Record<string, string> = {
-  inference: "endpoints that serve models, which speak the OpenAI protocol or are Ollama, and the register of models",
+  inference:
+    "endpoints that serve models, which speak the OpenAI protocol or are Ollama, the register of models, and the file system and the web for recordings and images",
   model:
     "a SQL database for the register, the file system, and for pulls HTTP access to HuggingFace, ModelScope or an Ollama server",
   device:

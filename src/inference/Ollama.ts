@@ -14,6 +14,8 @@ import { EngineFailed } from "./BackendReason.ts"
 import * as EndpointHttp from "./EndpointHttp.ts"
 import type { FinishReason, Usage } from "./Inference.ts"
 import * as Pieces from "./internal/pieces.ts"
+import * as OpenAiAudio from "./OpenAiAudio.ts"
+import * as OpenAiImages from "./OpenAiImages.ts"
 
 const Line = Schema.Struct({
   model: Schema.optional(Schema.String),
@@ -93,7 +95,8 @@ const completeBody = (request: CompleteRequest) => ({
  * **Details**
  *
  * Chat, completion and embeddings, which Ollama does in one batch. It gives no id to a request, so `id` is empty. A stream that ends
- * without `done` has broken off, and fails; so does one in which Ollama tells an error.
+ * without `done` has broken off, and fails; so does one in which Ollama tells an error. Speech, transcription and images are those of the
+ * OpenAI protocol, which newer versions also speak; older ones answer that they have no such operation.
  *
  * @category constructors
  * @since 0.1.0
@@ -102,6 +105,7 @@ export const make = Effect.fnUntraced(function*(
   endpoint: EndpointHttp.Options
 ): Effect.fn.Return<Backend, never, HttpClient.HttpClient> {
   const http = yield* EndpointHttp.make(endpoint)
+  const openAi = yield* EndpointHttp.make({ ...endpoint, baseUrl: `${endpoint.baseUrl.replace(/\/+$/, "")}/v1` })
 
   const unreadable = (message: string) =>
     new EngineFailed({ detail: `Its answer cannot be read: ${http.clean(message)}`, retryable: false })
@@ -143,6 +147,9 @@ export const make = Effect.fnUntraced(function*(
   }
 
   return {
+    // Newer versions have these by the other protocol alone; older ones say that there is no such path.
+    ...OpenAiAudio.make(openAi),
+    ...OpenAiImages.make(openAi),
     models: Effect.map(http.list("/api/tags", Tags), ({ models }) =>
       (models ?? []).map(({ details, name }) => ({
         id: name,

@@ -3,7 +3,9 @@ import { assert, it } from "@effect/vitest"
 import { Effect, Stream } from "effect"
 import type { Backend } from "../../src/inference/Backend.ts"
 import * as Ollama from "../../src/inference/Ollama.ts"
+import * as MediaServer from "./MediaServer.ts"
 import * as OllamaServer from "./OllamaServer.ts"
+import { wav } from "./samples.ts"
 import type * as StandIn from "./StandIn.ts"
 import { suite } from "./textSuite.ts"
 import { serve } from "./world.ts"
@@ -29,6 +31,24 @@ const opened = Effect.gen(function*() {
 const messages = [{ role: "user", content: "hello" }] as const
 
 it.layer(NodeHttpClient.layerUndici)("Ollama's protocol", (it) => {
+  it.effect("has sound and images by the OpenAI protocol, where the version has them", () =>
+    Effect.gen(function*() {
+      const options = { models: ["speaker"] }
+      const audio = { bytes: wav(1), name: "audio.wav", type: "audio/wav" }
+      const server = yield* serve([...MediaServer.audioRoutes(options), ...MediaServer.imageRoutes(options)])
+      for (const baseUrl of [server.url, `${server.url}/`]) {
+        const backend = (yield* Ollama.make({ baseUrl })) as Required<Backend>
+        assert.strictEqual((yield* backend.transcribe({ model: "speaker", audio })).text, "46 bytes")
+        assert.strictEqual((yield* backend.synthesize({ model: "speaker", text: "a" })).type, "audio/wav")
+        assert.strictEqual((yield* backend.voices({ model: "speaker" })).length, 2)
+        assert.strictEqual((yield* backend.generateImage({ model: "speaker", prompt: "a" })).images.length, 1)
+      }
+      const older = (yield* opened).backend
+      assert.deepStrictEqual(yield* older.voices({ model: "tiny" }), [])
+      const reason = yield* Effect.flip(older.transcribe({ model: "tiny", audio }))
+      assert.isTrue(reason._tag === "Refused" && reason.unsupported)
+    }))
+
   it.effect("sends every option under its name there, and a prompt without a template", () =>
     Effect.gen(function*() {
       const { backend, server } = yield* opened
