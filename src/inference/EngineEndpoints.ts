@@ -11,7 +11,8 @@ import { Engines, type LiveEngine } from "../engine/Engines.ts"
 import { type Endpoint, Endpoints, EndpointsError, make, type Timeouts } from "./Endpoints.ts"
 
 /**
- * Layer of the engines that run. Each is named as the engine is; one that is started again is another endpoint of the same name.
+ * Layer of the engines that run, each as `engine:<name>`; one that is started again is another endpoint of the same name. One that was
+ * started for a registered model serves it, whatever it calls it.
  *
  * @category layers
  * @since 0.1.0
@@ -27,8 +28,18 @@ export const layer = (
       /** What was built for a start of an engine, which keeps its connections and what it knows of the models. */
       let known = new Map<string, Endpoint>()
 
-      const build = ({ address, dialect, model_id, name, type }: LiveEngine) =>
-        make({ ...options, name, provider: type, dialect, baseUrl: address, modelId: model_id }).pipe(
+      const build = ({ address, dialect, launch, model_id, name, type }: LiveEngine) =>
+        make({
+          ...options,
+          // Apart from the names of other endpoints, as that of an Ollama server is.
+          name: `engine:${name}`,
+          provider: type,
+          dialect,
+          baseUrl: address,
+          modelId: model_id
+        }).pipe(
+          // On the same port, it may serve something else.
+          Effect.map((endpoint) => ({ ...endpoint, address: `${address} ${launch}` })),
           Effect.provideContext(client)
         )
 

@@ -243,7 +243,9 @@ const make = Effect.fnUntraced(function*(options: Options) {
   /** Forgets what turned out wrong. */
   const learn = Effect.fnUntraced(function*(model: string, { endpoint }: Replica, reason: BackendReason) {
     if (reason._tag === "Unreachable") avoided.set(keyOf(endpoint), (yield* Clock.currentTimeMillis) + avoid)
-    if (reason._tag === "Unreachable" || reason._tag === "ModelMissing") {
+    // A connection that breaks may have been that of an endpoint that is going.
+    const broke = reason._tag === "EngineFailed" && reason.status === undefined && reason.retryable
+    if (reason._tag === "Unreachable" || reason._tag === "ModelMissing" || broke) {
       lists.delete(keyOf(endpoint))
       yield* Cache.invalidate(known, model)
     }

@@ -221,6 +221,21 @@ describe("a model", () => {
       assert.strictEqual(yield* chat("tiny"), "two")
     }))
 
+  it.effect("whose connection broke is looked for anew, and one that its endpoint failed for is not", () =>
+    Effect.gen(function*() {
+      const one = fake("one", ["tiny"])
+      const { chat } = yield* opened(one)
+      yield* chat("tiny")
+      one.failures.push(new EngineFailed({ detail: "Crash", status: 500, retryable: true }))
+      yield* Effect.flip(chat("tiny"))
+      yield* chat("tiny")
+      assert.strictEqual(one.lists, 1)
+      one.failures.push(new EngineFailed({ detail: "Reset", retryable: true }))
+      yield* Effect.flip(chat("tiny"))
+      yield* chat("tiny")
+      assert.strictEqual(one.lists, 2)
+    }))
+
   it.effect("needs no list where it is declared", () =>
     Effect.gen(function*() {
       const one = fake("one", [], { models: ["tiny"] })
