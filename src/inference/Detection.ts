@@ -7,19 +7,17 @@ import * as Effect from "effect/Effect"
 import * as Schema from "effect/Schema"
 import type { Backend, DetectRequest } from "./Backend.ts"
 import type { EndpointHttp } from "./EndpointHttp.ts"
+import * as Forms from "./internal/forms.ts"
 import * as Media from "./internal/media.ts"
-
-/** Absent and null are the same to these servers. */
-const maybe = <S extends Schema.Constraint>(schema: S) => Schema.optional(Schema.NullOr(schema))
 
 const Detections = Schema.Struct({
   // Nothing found is null at some.
-  detections: maybe(Schema.Array(Schema.Struct({
+  detections: Forms.maybe(Schema.Array(Schema.Struct({
     x: Schema.Finite,
     y: Schema.Finite,
     width: Schema.Finite,
     height: Schema.Finite,
-    class_name: maybe(Schema.String),
+    class_name: Forms.maybe(Schema.String),
     confidence: Schema.Finite
   })))
 })
@@ -75,9 +73,7 @@ export const make = (http: EndpointHttp, root: string) => {
   return {
     detect: (request) =>
       byLocalAi(request).pipe(
-        Effect.catch((reason) =>
-          reason._tag === "Refused" && reason.unsupported === true ? byHuggingFace(request) : Effect.fail(reason)
-        ),
+        Forms.orElse(() => byHuggingFace(request)),
         Effect.map((detections) => ({ detections }))
       )
   } satisfies Partial<Backend>

@@ -10,19 +10,17 @@ import type { Backend, TranscribeRequest } from "./Backend.ts"
 import { type BackendReason, EngineFailed, Refused } from "./BackendReason.ts"
 import type { EndpointHttp } from "./EndpointHttp.ts"
 import type { Voice } from "./Inference.ts"
+import * as Forms from "./internal/forms.ts"
 import { isoLanguage } from "./internal/languages.ts"
 import * as Media from "./internal/media.ts"
 
-/** Absent and null are the same to these servers. */
-const maybe = <S extends Schema.Constraint>(schema: S) => Schema.optional(Schema.NullOr(schema))
-
 const Transcription = Schema.Struct({
   text: Schema.String,
-  language: maybe(Schema.String),
+  language: Forms.maybe(Schema.String),
   // Some write it as text.
-  duration: maybe(Schema.Union([Schema.Finite, Schema.FiniteFromString])),
-  segments: maybe(Schema.Array(Schema.Struct({
-    id: maybe(Schema.Int),
+  duration: Forms.maybe(Schema.Union([Schema.Finite, Schema.FiniteFromString])),
+  segments: Forms.maybe(Schema.Array(Schema.Struct({
+    id: Forms.maybe(Schema.Int),
     start: Schema.Finite,
     end: Schema.Finite,
     text: Schema.String
@@ -32,13 +30,13 @@ const Transcription = Schema.Struct({
 const Entry = Schema.Union([
   Schema.String,
   Schema.Struct({
-    id: maybe(Schema.String),
-    voice_id: maybe(Schema.String),
-    name: maybe(Schema.String),
-    language: maybe(Schema.String),
-    gender: maybe(Schema.String),
-    description: maybe(Schema.String),
-    model_id: maybe(Schema.String)
+    id: Forms.maybe(Schema.String),
+    voice_id: Forms.maybe(Schema.String),
+    name: Forms.maybe(Schema.String),
+    language: Forms.maybe(Schema.String),
+    gender: Forms.maybe(Schema.String),
+    description: Forms.maybe(Schema.String),
+    model_id: Forms.maybe(Schema.String)
   })
 ])
 
@@ -140,10 +138,6 @@ export const make = (http: EndpointHttp, options: { readonly voices?: ReadonlyAr
     )
   }
 
-  /** What to do where the endpoint has no such path. */
-  const without = (next: Effect.Effect<ReadonlyArray<Voice>, BackendReason>) => (reason: BackendReason) =>
-    reason._tag === "Refused" && reason.unsupported === true ? next : Effect.fail(reason)
-
   return {
     transcribe: Effect.fnUntraced(function*(request) {
       const answer = yield* Effect.catchTag(
@@ -181,8 +175,8 @@ export const make = (http: EndpointHttp, options: { readonly voices?: ReadonlyAr
       options.voices !== undefined
         ? Effect.succeed(options.voices)
         : listed("/audio/voices", model).pipe(
-          Effect.catch(without(listed("/audio/speech/voices", model))),
-          Effect.catch(without(Effect.succeed([])))
+          Forms.orElse(() => listed("/audio/speech/voices", model)),
+          Forms.orElse(() => Effect.succeed([]))
         )
   } satisfies Partial<Backend>
 }

@@ -9,10 +9,8 @@ import type { Backend, GenerateImageRequest } from "./Backend.ts"
 import { type BackendReason, EngineFailed } from "./BackendReason.ts"
 import type { EndpointHttp } from "./EndpointHttp.ts"
 import type { Image } from "./Inference.ts"
+import { maybe } from "./internal/forms.ts"
 import * as Media from "./internal/media.ts"
-
-/** Absent and null are the same to these servers. */
-const maybe = <S extends Schema.Constraint>(schema: S) => Schema.optional(Schema.NullOr(schema))
 
 const Images = Schema.Struct({
   data: Schema.Array(Schema.Struct({ b64_json: maybe(Schema.String), url: maybe(Schema.String) }))

@@ -13,11 +13,9 @@ import type { Backend, ChatRequest, CompleteRequest } from "./Backend.ts"
 import { type BackendReason, EngineFailed } from "./BackendReason.ts"
 import type { EndpointHttp } from "./EndpointHttp.ts"
 import type { EmbedUsage, FinishReason, Usage } from "./Inference.ts"
+import { maybe } from "./internal/forms.ts"
 import * as Pieces from "./internal/pieces.ts"
 import * as Wire from "./internal/wire.ts"
-
-/** Absent and null are the same to these servers. */
-const maybe = <S extends Schema.Constraint>(schema: S) => Schema.optional(Schema.NullOr(schema))
 
 const WireUsage = maybe(Schema.Struct({
   prompt_tokens: maybe(Schema.Natural),

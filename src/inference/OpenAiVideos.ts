@@ -11,20 +11,18 @@ import * as Schema from "effect/Schema"
 import type { Backend, GenerateVideoAnswer, GenerateVideoRequest } from "./Backend.ts"
 import { type BackendReason, EngineFailed, TimedOut } from "./BackendReason.ts"
 import type { EndpointHttp } from "./EndpointHttp.ts"
+import * as Forms from "./internal/forms.ts"
 import * as Media from "./internal/media.ts"
-
-/** Absent and null are the same to these servers. */
-const maybe = <S extends Schema.Constraint>(schema: S) => Schema.optional(Schema.NullOr(schema))
 
 const Job = Schema.Struct({
   id: Schema.NonEmptyString,
   status: Schema.String,
-  seconds: maybe(Schema.Union([Schema.Finite, Schema.FiniteFromString])),
-  error: maybe(Schema.Unknown)
+  seconds: Forms.maybe(Schema.Union([Schema.Finite, Schema.FiniteFromString])),
+  error: Forms.maybe(Schema.Unknown)
 })
 
 const Videos = Schema.Struct({
-  data: Schema.Array(Schema.Struct({ b64_json: maybe(Schema.String), url: maybe(Schema.String) }))
+  data: Schema.Array(Schema.Struct({ b64_json: Forms.maybe(Schema.String), url: Forms.maybe(Schema.String) }))
 })
 
 /**
@@ -200,9 +198,7 @@ export const make = (http: EndpointHttp, { jobTimeout = "30 minutes", root }: Op
   return {
     generateVideo: (request) =>
       byJob(request).pipe(
-        Effect.catch((reason) =>
-          reason._tag === "Refused" && reason.unsupported === true ? atOnce(request) : Effect.fail(reason)
-        ),
+        Forms.orElse(() => atOnce(request)),
         Effect.filterOrFail(({ video }) => video.length > 0, () => unreadable),
         Effect.timeoutOrElse({
           duration: deadline,

@@ -8,6 +8,7 @@ import * as Effect from "effect/Effect"
 import * as Schema from "effect/Schema"
 import type { Backend } from "./Backend.ts"
 import type { EndpointHttp } from "./EndpointHttp.ts"
+import * as Forms from "./internal/forms.ts"
 
 const Results = Schema.Struct({
   results: Schema.Array(
@@ -40,14 +41,12 @@ export const make = (http: EndpointHttp, root: string) => ({
           score: "relevance_score" in result ? result.relevance_score : result.score
         }))
       ),
-      Effect.catch((reason) =>
-        reason._tag === "Refused" && reason.unsupported === true
-          ? http.json(
-            http.post(`${root}/rerank`, { query, texts: documents, raw_scores: false, return_text: false }),
-            Ranks,
-            model
-          )
-          : Effect.fail(reason)
+      Forms.orElse(() =>
+        http.json(
+          http.post(`${root}/rerank`, { query, texts: documents, raw_scores: false, return_text: false }),
+          Ranks,
+          model
+        )
       ),
       Effect.map((scores) => ({ scores }))
     )

@@ -113,7 +113,7 @@ export const wavSeconds = (bytes: Uint8Array): number | undefined => {
 }
 
 /**
- * Bytes as Base64. Node's own encoder takes a fifth of the time that one in JavaScript takes, and videos have megabytes.
+ * Bytes as Base64. Node's own encoder takes about a fifth of the time of one in JavaScript, and videos have megabytes.
  *
  * @internal
  */
