@@ -111,7 +111,8 @@ export const layerEmbedded = (options: Options): Layer.Layer<
       // Names that strangers choose are not to lead into this network, whatever address they have when the connection is made.
       options.media?.allowPrivateAddresses === true
         ? NodeHttpClient.layerUndici
-        : NodeHttpClient.layerUndiciOptions({ connect: { lookup: PublicAddress.lookup } })
+        // As a layer it is the client that everything else has, over another dispatcher, and would be taken for that one.
+        : Layer.fresh(NodeHttpClient.layerUndiciOptions({ connect: { lookup: PublicAddress.lookup } }))
     ))
     const inference = Layer.provideMerge(Router.layer(), endpoints).pipe(
       Layer.provide(LlamaCpp.layer(options.llama)),

@@ -58,7 +58,8 @@ export const layer = (
         Docker.Docker,
         Effect.map(HttpClient.HttpClient, (http) => Docker.make(http, { ...options, address, baseUrl }))
       ).pipe(
-        Layer.provide(NodeHttpClient.layerUndiciOptions(connect === undefined ? undefined : { connect }))
+        // Every Undici client is the same layer over another dispatcher, and one build of it would serve all others of the application.
+        Layer.provide(Layer.fresh(NodeHttpClient.layerUndiciOptions(connect === undefined ? undefined : { connect })))
       )
 
     const local = /^(?:unix|npipe):\/\/(.+)$/.exec(address)?.[1]

@@ -250,14 +250,6 @@ const fromRuntime = (error: RuntimeError): LaunchFailed =>
     transient: error.retryable
   })
 
-const fromPort = (error: Ports.PortError): LaunchFailed =>
-  new LaunchFailed({
-    reason: "PortTaken",
-    detail: `Its ${error.message}`,
-    retryable: error.retryable,
-    transient: false
-  })
-
 const ignoreFailure = (what: string) => <A, E, R>(effect: Effect.Effect<A, E, R>) =>
   Effect.catch(effect, (error) => Effect.logWarning(what, error))
 
@@ -351,7 +343,7 @@ const make = Effect.fnUntraced(function*(options: Options) {
   const artifact = Effect.fnUntraced(function*(engine: StoredEngine, recipe: Recipe) {
     if (engine.runtime === "process") return engine.path
     const runtime = runtimeOf("container")
-    const version = engine.version === "" ? undefined : engine.version
+    const version = engine.version === "" || engine.version === recipe.container?.tag ? undefined : engine.version
     const located = yield* runtime.locate(recipe, version)
     if (located !== undefined) return located.path
     const context = yield* Effect.context<EventPublisher>()
@@ -422,6 +414,21 @@ const make = Effect.fnUntraced(function*(options: Options) {
   const record = (engine: StoredEngine, launch: StoredLaunch, config: EngineConfig) =>
     store.change(engine.id, { launch, config })
 
+  const portTaken = Effect.fnUntraced(function*({ message, reason, retryable }: Ports.PortError) {
+    // What listens for a container is Docker's own program, which tells nobody anything.
+    const holder = reason._tag === "Taken"
+      ? yield* runtimes.container?.portHolder?.(reason.port) ?? Effect.undefined
+      : undefined
+    return yield* new LaunchFailed({
+      reason: "PortTaken",
+      detail: holder === undefined
+        ? `Its ${message}`
+        : `Its port is held by ${holder}. Stop that, or choose another port`,
+      retryable,
+      transient: false
+    })
+  })
+
   /** One attempt: a port, an instance on it, and its health. */
   const attempt = Effect.fnUntraced(function*(
     engine: StoredEngine,
@@ -431,9 +438,9 @@ const make = Effect.fnUntraced(function*(options: Options) {
   ) {
     const by = recipe(engine)
     const runtime = runtimeOf(engine.runtime)
-    const { port } = yield* Effect.mapError(
+    const { port } = yield* Effect.catch(
       Ports.reserve({ purpose: `engine ${engine.name}`, host, port: config.port, preferred: by.port }),
-      fromPort
+      portTaken
     )
     const launch: StoredLaunch = {
       id: yield* newLaunchId(engine),

@@ -6,6 +6,10 @@ import * as path from "node:path"
 import * as Engine from "../../src/engine/index.ts"
 import * as Testing from "../../src/testing/index.ts"
 import * as ChildProcess from "../fixtures/childProcess.ts"
+import { registry } from "../fixtures/dockerImage.ts"
+import * as DockerServer from "../fixtures/DockerServer.ts"
+import { freePort } from "../fixtures/ownServer.ts"
+import { withProgram } from "../servers.ts"
 import { behave, noted, notes, passing, processes, root, runs, services, until, World } from "./world.ts"
 
 const vllm = { name: "vllm", config: { model: "acme/tiny" } } as const
@@ -29,8 +33,8 @@ const told = (type: string): Effect.Effect<ReadonlyArray<Record<string, unknown>
   )
 
 /** One program after the other over the same folder: each is closed when it ends. */
-const program = (folder: string, options: Partial<Engine.Options> = {}) => {
-  const layer = services(folder, options)
+const program = (folder: string, options: Partial<Engine.Options> = {}, docker?: string) => {
+  const layer = services(folder, options, docker === undefined ? {} : { docker })
   return <A, E>(
     effect: Effect.Effect<
       A,
@@ -212,5 +216,57 @@ describe("two programs on one register", () => {
         yield* passing(Engine.stop({ name: "vllm" }))
         assert.deepStrictEqual((yield* processes).filter(runs), [])
       }).pipe(program(folder))
+    }).pipe(Effect.provide(Testing.layerTest)))
+})
+
+withProgram("busybox", "engines in containers", () => {
+  /** Serves the files of its image, `/health` among them. */
+  const boxed = (host: string, port: number) =>
+    Engine.Recipe.make({
+      container: {
+        image: `${host}/busybox`,
+        tag: "v1",
+        tagOf: (version) => `v${version}`,
+        args: (
+          settings
+        ) => ["sh", "-c", "trap 'exit 0' TERM; echo ready; httpd -f -p $0 -h www & wait", String(settings.port)],
+        port,
+        modelMount: "/models"
+      }
+    })
+
+  const setup = Effect.gen(function*() {
+    const folder = yield* root
+    const { address } = yield* DockerServer.make()
+    const recipe = boxed(yield* registry(), yield* freePort)
+    return program(folder, { recipes: { boxed: recipe } }, address)
+  })
+
+  it.effect("are pulled, started, reached, and stopped without a trace", () =>
+    Effect.gen(function*() {
+      const over = yield* setup
+      yield* Effect.gen(function*() {
+        const port = yield* freePort
+        const start = Engine.start({ name: "boxed", config: { port } })
+        const { process_id, status } = yield* passing(start)
+        assert.strictEqual(status, "running")
+        assert.match(process_id, /^[0-9a-f]{64}$/)
+        const phases = (yield* told("engine.start_progress")).map(({ phase }) => phase)
+        assert.strictEqual(phases[0], "pulling")
+        assert.deepStrictEqual(phases.slice(-3), ["starting", "loading", "ready"])
+        assert.strictEqual((yield* Effect.promise(() => fetch(`http://127.0.0.1:${port}/health`))).status, 200)
+        const restarted = yield* passing(Engine.restart({ name: "boxed" }))
+        assert.notStrictEqual(restarted.process_id, process_id)
+        yield* passing(Engine.stop({ name: "boxed" }))
+        assert.strictEqual(yield* statusOf("boxed"), "stopped")
+        // It is there now, and not pulled again.
+        const pulls = (yield* told("engine.start_progress")).filter(({ phase }) => phase === "pulling").length
+        yield* passing(start)
+        assert.strictEqual(
+          (yield* told("engine.start_progress")).filter(({ phase }) => phase === "pulling").length,
+          pulls
+        )
+      }).pipe(over)
+      assert.strictEqual(yield* over(statusOf("boxed")), "stopped")
     }).pipe(Effect.provide(Testing.layerTest)))
 })

@@ -118,13 +118,16 @@ export const root = Effect.acquireRelease(
 export const services = (
   root: string,
   options: Partial<Engine.Options> = {},
-  end: "passing" | "killing" = "passing"
+  { docker = `unix://${root}/no-docker.sock`, end = "passing" }: {
+    readonly docker?: string
+    readonly end?: "passing" | "killing"
+  } = {}
 ) => {
   const bin = path.join(root, "elsewhere", "bin")
   fs.mkdirSync(bin, { recursive: true })
   const elsewhere = path.join(root, "elsewhere")
   const directory = path.join(root, "embedded")
-  const env = { ...process.env, PATH: `${bin}:${process.env["PATH"]}`, DOCKER_HOST: `unix://${root}/no-docker.sock` }
+  const env = { ...process.env, PATH: `${bin}:${process.env["PATH"]}`, DOCKER_HOST: docker }
   return Layer.unwrap(
     Effect.map(
       end === "passing" ? passingAtTheEnd : killingAtTheEnd(elsewhere),
@@ -158,7 +161,7 @@ export const services = (
 export const layer = Layer.unwrap(Effect.map(root, (root) => services(root)))
 
 /** The same, for runs whose times are compared. */
-export const layerOfLives = Layer.unwrap(Effect.map(root, (root) => services(root, {}, "killing")))
+export const layerOfLives = Layer.unwrap(Effect.map(root, (root) => services(root, {}, { end: "killing" })))
 
 /** Takes the connection to the database away until the scope closes: who needs it waits. */
 export const holdDatabase = Effect.gen(function*() {
