@@ -7,7 +7,7 @@ import { catalog, streams } from "../src/units.ts"
 
 const needs: Record<string, string> = {
   inference:
-    "endpoints that serve models, which speak the OpenAI protocol or are Ollama, the register of models, and the file system and the web for recordings and images",
+    "endpoints that serve models, which speak the OpenAI protocol or are Ollama, the register of models, and the file system and the web for recordings and images; streams are in the catalog `streams`, beside that of the units",
   model:
     "a SQL database for the register, the file system, and for pulls HTTP access to HuggingFace, ModelScope or an Ollama server",
   device:
