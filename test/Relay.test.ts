@@ -19,6 +19,7 @@ import {
   Stream,
   Tracer
 } from "effect"
+import { Statement } from "effect/sql"
 import { TestClock } from "effect/testing"
 import * as fs from "node:fs"
 import * as os from "node:os"
@@ -878,6 +879,33 @@ await withServer("PostgreSQL", "a relay from PostgreSQL", (url) => {
       const status = yield* second.status
       assert.deepStrictEqual([status.relayed, status.refused, status.parked, status.lag_events], [29, 2, 0, 0])
     }))
+})
+
+await withServer("PostgreSQL", "a relay that stands still on PostgreSQL", (url) => {
+  it.live("in the middle of its mark holds nobody up for longer than a lease", () =>
+    Effect.gen(function*() {
+      const schema = yield* ownSchema(url)
+      const layer = Postgres.layer({ url: Redacted.make(url), schema, policy: "closed" })
+      const store = Context.get(yield* Layer.build(layer), EventStore.EventStore)
+      const other = Context.get(yield* Layer.build(Layer.fresh(layer)), EventStore.EventStore)
+      const broker = yield* makeBroker
+      const marking = yield* Deferred.make<void>()
+      const go = yield* Deferred.make<void>()
+      const standStill: Statement.Transformer = (statement) =>
+        statement.compile()[0].startsWith("UPDATE effect_units_relay_shards SET relayed")
+          ? Deferred.succeed(marking, undefined).pipe(Effect.andThen(Deferred.await(go)), Effect.as(statement))
+          : Effect.succeed(statement)
+      const relay = yield* start(store, { name: "x", to: broker.layer, lease: "300 millis" }).pipe(
+        Effect.provideService(Statement.CurrentTransformer, standStill)
+      )
+      yield* store.append(story("a"))
+      yield* Deferred.await(marking)
+      // Waits for the lock that the mark has.
+      yield* other.sql`UPDATE effect_units_relay_shards SET member = member`
+      yield* Deferred.succeed(go, undefined)
+      yield* caughtUp(relay)
+      assert.strictEqual((yield* relay.status).position, 2)
+    }), 20_000)
 })
 
 /** What the publisher of a store was given arrives at a broker's subscriber as it was. */

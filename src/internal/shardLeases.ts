@@ -178,10 +178,19 @@ export const make = Effect.fnUntraced(function*(
     return there
   })
 
+  // A process that stands still within a transaction would keep its locks, and those who take over would wait for them.
+  const limitIdle = sql.onDialectOrElse({
+    pg: () => Effect.asVoid(sql`SELECT set_config('idle_in_transaction_session_timeout', ${String(Math.ceil(lease))}, TRUE)`),
+    orElse: () => Effect.void
+  })
+
   const isMine = (shard: number, token: number) =>
-    // Written, not read: the row stays locked until the transaction ends.
-    sql`UPDATE effect_units_relay_shards SET token = token
-      WHERE relay = ${name} AND shard = ${shard} AND token = ${token} AND member = ${member} RETURNING shard`
+    Effect.andThen(
+      limitIdle,
+      // Written, not read: the row stays locked until the transaction ends.
+      sql`UPDATE effect_units_relay_shards SET token = token
+        WHERE relay = ${name} AND shard = ${shard} AND token = ${token} AND member = ${member} RETURNING shard`
+    )
 
   const giveBack = (shard: number, token: number): Effect.Effect<void> =>
     sql`UPDATE effect_units_relay_shards SET member = NULL
