@@ -584,7 +584,7 @@ export const make = Effect.fnUntraced(function*<E, R>(
     }
   }, (effect, { shard }) =>
     effect.pipe(
-      Effect.tapError(() => Effect.logInfo(`The relay "${name}" has lost shard ${shard} to another process`)),
+      Effect.tapError(() => Effect.logInfo(ShardLeases.lostMessage(name, shard))),
       Effect.catchDefect((defect) => Effect.logError(`The relay "${name}" stopped on shard ${shard}`, defect))
     ))
 

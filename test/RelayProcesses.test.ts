@@ -7,16 +7,17 @@ import * as path from "node:path"
 import { EventPublisher, EventStore, Relay } from "../src/index.ts"
 import * as ChildProcess from "./fixtures/childProcess.ts"
 import { completed, domainEvent, started } from "./fixtures/events.ts"
-import { stress } from "./servers.ts"
+import { clientOf, schemas, type Where } from "./fixtures/transactionalWorld.ts"
+import { stress, withServer } from "./servers.ts"
 
 const temporaryFolder = Effect.acquireRelease(
   Effect.sync(() => fs.mkdtempSync(path.join(os.tmpdir(), "effect-units-relay-"))),
   (directory) => Effect.sync(() => fs.rmSync(directory, { recursive: true }))
 )
 
-const openStore = (directory: string, seed: number) =>
+const openStore = (where: Where, seed: number) =>
   Effect.map(
-    Layer.build(Layer.fresh(EventStore.layerSqlite({ filename: path.join(directory, `${seed}.db`) }))),
+    Layer.build(Layer.fresh(Layer.provide(EventStore.layer(), clientOf(where, seed, false)))),
     (context) => Context.get(context, EventStore.EventStore)
   )
 
@@ -60,121 +61,155 @@ const assertAll = (events: ReadonlyArray<EventPublisher.Event>, arrived: Readonl
   }
   assert.strictEqual(first.size, events.length)
 }
+const steps = ["before publish", "while publishing", "after publish", "before mark", "after mark", "after commit"]
 
-describe("a relay that is killed", () => {
-  const steps = ["before publish", "while publishing", "after publish", "before mark", "after mark", "after commit"]
-  const worlds = 20 * Math.max(1, stress)
-
-  it.live(
-    `loses nothing, keeps order, and repeats what it had not marked, ${worlds} times a step`,
-    () =>
-      Effect.gen(function*() {
-        const directory = yield* temporaryFolder
-        const seeds = Array.from({ length: worlds }, (_, seed) => seed)
-        const events = trees(60)
-        const offsets = new Map(events.map(({ id }, index) => [id, index + 1]))
-        const position = (seed: number) =>
-          Effect.scoped(Effect.flatMap(openStore(directory, seed), (store) => placeOf(store)))
-        for (const seed of seeds) {
-          yield* Effect.scoped(Effect.flatMap(openStore(directory, seed), (store) => store.append(events)))
-        }
-        const before = new Map(seeds.map((seed) => [seed, { position: 0, lines: 0 }]))
-        let repeated = 0
-        for (const step of steps) {
-          const child = yield* ChildProcess.start("relayProcess.ts", "crash", directory, step, ...seeds.map(String))
-          assert.deepStrictEqual(yield* Queue.collect(child.lines), [`stopped ${worlds}`])
-          for (const seed of seeds) {
-            const batch = 5 + seed % 8
-            const was = before.get(seed) ?? { position: 0, lines: 0 }
-            const lines = sent(directory, seed)
-            const now = yield* position(seed)
-            const latest = lines.slice(was.lines).map((id) => offsets.get(id) ?? 0)
-            // Nothing that was marked is sent again, nothing is marked that was not sent, and nothing is far ahead of the mark.
-            assert.isAbove(Math.min(...latest, Infinity), was.position)
-            assert.deepStrictEqual(
-              events.slice(0, now).filter(({ id }) => !lines.includes(id)),
-              []
-            )
-            assert.isAtMost(Math.max(...latest, 0), now + batch)
-            assert.strictEqual(new Set(latest).size, latest.length)
-            repeated += latest.filter((offset) => lines.slice(0, was.lines).includes(events[offset - 1]!.id)).length
-            before.set(seed, { position: now, lines: lines.length })
-          }
-        }
-        assert.isAbove(repeated, worlds)
-        for (const seed of seeds) {
-          const to = EventPublisher.layer({
-            policy: "closed",
-            publish: ({ id }) => Effect.sync(() => fs.appendFileSync(path.join(directory, `${seed}.log`), `${id}\n`))
-          })
-          yield* Effect.scoped(Effect.gen(function*() {
-            const store = yield* openStore(directory, seed)
-            const relay = yield* Effect.provideService(
-              Relay.make({ name: "x", to }),
-              EventStore.EventStore,
-              store
-            )
-            yield* Effect.repeat(Effect.andThen(Effect.yieldNow, relay.status), {
-              until: (status) => status.lag_events === 0
-            })
-          }))
-          assertAll(events, sent(directory, seed))
-        }
-      }),
-    300_000
-  )
+/** Lets relays of many worlds die at each step, one process a step, and looks at what they have sent and marked. */
+const crashEverywhere = Effect.fnUntraced(function*(
+  where: Where,
+  directory: string,
+  worlds: number,
+  gone: (seeds: ReadonlyArray<number>) => Effect.Effect<void>
+) {
+  const seeds = Array.from({ length: worlds }, (_, seed) => seed)
+  const events = trees(60)
+  const offsets = new Map(events.map(({ id }, index) => [id, index + 1]))
+  const position = (seed: number) => Effect.scoped(Effect.flatMap(openStore(where, seed), (store) => placeOf(store)))
+  for (const seed of seeds) {
+    yield* Effect.scoped(Effect.flatMap(openStore(where, seed), (store) => store.append(events)))
+  }
+  const before = new Map(seeds.map((seed) => [seed, { position: 0, lines: 0 }]))
+  let repeated = 0
+  for (const step of steps) {
+    const child = yield* ChildProcess.start(
+      "relayProcess.ts",
+      "crash",
+      JSON.stringify(where),
+      directory,
+      step,
+      ...seeds.map(String)
+    )
+    assert.deepStrictEqual(yield* Queue.collect(child.lines), [`stopped ${worlds}`])
+    yield* gone(seeds)
+    for (const seed of seeds) {
+      const batch = 5 + seed % 8
+      const was = before.get(seed) ?? { position: 0, lines: 0 }
+      const lines = sent(directory, seed)
+      const now = yield* position(seed)
+      const latest = lines.slice(was.lines).map((id) => offsets.get(id) ?? 0)
+      // Nothing that was marked is sent again, nothing is marked that was not sent, and nothing is far ahead of the mark.
+      assert.isAbove(Math.min(...latest, Infinity), was.position)
+      assert.deepStrictEqual(
+        events.slice(0, now).filter(({ id }) => !lines.includes(id)),
+        []
+      )
+      assert.isAtMost(Math.max(...latest, 0), now + batch)
+      assert.strictEqual(new Set(latest).size, latest.length)
+      repeated += latest.filter((offset) => lines.slice(0, was.lines).includes(events[offset - 1]!.id)).length
+      before.set(seed, { position: now, lines: lines.length })
+    }
+  }
+  assert.isAbove(repeated, worlds)
+  for (const seed of seeds) {
+    const to = EventPublisher.layer({
+      policy: "closed",
+      publish: ({ id }) => Effect.sync(() => fs.appendFileSync(path.join(directory, `${seed}.log`), `${id}\n`))
+    })
+    yield* Effect.scoped(Effect.gen(function*() {
+      const store = yield* openStore(where, seed)
+      const relay = yield* Effect.provideService(
+        Relay.make({ name: "x", to }),
+        EventStore.EventStore,
+        store
+      )
+      yield* Effect.repeat(Effect.andThen(Effect.yieldNow, relay.status), {
+        until: (status) => status.lag_events === 0
+      })
+    }))
+    assertAll(events, sent(directory, seed))
+  }
 })
 
-describe("relays side by side", () => {
+/** One of several processes stands still past its lease, while events come, and comes to itself too late. */
+const standStill = Effect.fnUntraced(function*(where: Where, directory: string, processes: number, shards: number) {
+  const store = yield* openStore(where, 0)
+  const children = yield* Effect.forEach(
+    Array.from({ length: processes }),
+    () => ChildProcess.start("relayProcess.ts", "run", JSON.stringify(where), directory, "1500", String(shards))
+  )
+  const events: Array<EventPublisher.Event> = []
+  let batches = 0
+  const append = Effect.suspend(() => {
+    const more = trees(10, `${batches++}:`)
+    events.push(...more)
+    return store.append(more)
+  })
+  // Events come all the while.
+  const load = yield* Effect.forkChild(Effect.forever(Effect.andThen(append, Effect.sleep("20 millis"))))
+  const sends = (child: (typeof children)[number]) =>
+    Effect.repeat(Queue.take(child.lines), { until: (line) => line === "sent" })
+  // Whoever sends first stands still, in the middle of it.
+  const stopped = yield* Effect.raceAllFirst(children.map((child) => Effect.as(sends(child), child)))
+  yield* stopped.signal("SIGSTOP")
+  const others = children.filter((child) => child !== stopped)
+  const tokens = yield* store.sql<{ token: number | bigint }>`SELECT token FROM effect_units_relay_shards`
+  const sum = tokens.reduce((total, { token }) => total + Number(token), 0)
+  // Others take all of the shards.
+  const taken = store.sql<{ token: unknown; shards: unknown }>`
+  SELECT SUM(token) AS token, COUNT(member) AS shards FROM effect_units_relay_shards`
+  yield* Effect.repeat(Effect.andThen(Effect.sleep("20 millis"), taken), {
+    until: ([row]) => row !== undefined && Number(row.token) > sum && Number(row.shards) === shards
+  })
+  yield* Effect.raceAllFirst(others.map(sends))
+  yield* stopped.signal("SIGCONT")
+  yield* Effect.repeat(Queue.take(stopped.lines), { until: (line) => line.includes("has lost shard") })
+  yield* append
+  yield* Fiber.interrupt(load)
+  const positions = Effect.forEach(
+    Array.from({ length: shards }, (_, shard) => shard),
+    (shard) => placeOf(store, shard)
+  )
+  yield* Effect.repeat(Effect.andThen(Effect.sleep("20 millis"), positions), {
+    until: (list) => Math.min(...list) === events.length
+  })
+  assertAll(events, sent(directory, 0))
+})
+
+const killed = (worlds: number) =>
+  `killed at any step, they lose nothing, keep order, and repeat what they had not marked, ${worlds} times a step`
+
+const stoodStill = (processes: number, shards: number) =>
+  `${processes} processes, ${shards} shards: one that stands still past its lease loses nothing, and no order`
+
+describe("relays from SQLite", () => {
+  const worlds = 20 * Math.max(1, stress)
+
+  it.live(killed(worlds), () =>
+    Effect.gen(function*() {
+      const directory = yield* temporaryFolder
+      yield* crashEverywhere({ directory }, directory, worlds, () => Effect.void)
+    }), 300_000 * Math.max(1, stress))
+
   for (const [processes, shards] of [[2, 1], [4, 4]] as const) {
-    it.live(
-      `${processes} processes, ${shards} shards: one that stands still past its lease loses nothing, and no order`,
-      () =>
-        Effect.gen(function*() {
-          const directory = yield* temporaryFolder
-          const store = yield* openStore(directory, 0)
-          const children = yield* Effect.forEach(
-            Array.from({ length: processes }),
-            () => ChildProcess.start("relayProcess.ts", "run", directory, "1500", String(shards))
-          )
-          const events: Array<EventPublisher.Event> = []
-          let batches = 0
-          const append = Effect.suspend(() => {
-            const more = trees(10, `${batches++}:`)
-            events.push(...more)
-            return store.append(more)
-          })
-          // Events come all the while.
-          const load = yield* Effect.forkChild(Effect.forever(Effect.andThen(append, Effect.sleep("20 millis"))))
-          const sends = (child: (typeof children)[number]) =>
-            Effect.repeat(Queue.take(child.lines), { until: (line) => line === "sent" })
-          // Whoever sends first stands still, in the middle of it.
-          const stopped = yield* Effect.raceAllFirst(children.map((child) => Effect.as(sends(child), child)))
-          yield* stopped.signal("SIGSTOP")
-          const others = children.filter((child) => child !== stopped)
-          const tokens = yield* store.sql<{ token: number }>`SELECT token FROM effect_units_relay_shards`
-          const sum = tokens.reduce((total, { token }) => total + token, 0)
-          // Others take all of the shards.
-          const taken = store.sql<{ token: number; shards: number }>`
-          SELECT SUM(token) AS token, COUNT(member) AS shards FROM effect_units_relay_shards`
-          yield* Effect.repeat(Effect.andThen(Effect.sleep("20 millis"), taken), {
-            until: ([row]) => row !== undefined && row.token > sum && row.shards === shards
-          })
-          yield* Effect.raceAllFirst(others.map(sends))
-          yield* stopped.signal("SIGCONT")
-          yield* Effect.repeat(Queue.take(stopped.lines), { until: (line) => line.includes("has lost shard") })
-          yield* append
-          yield* Fiber.interrupt(load)
-          const positions = Effect.forEach(
-            Array.from({ length: shards }, (_, shard) => shard),
-            (shard) => placeOf(store, shard)
-          )
-          yield* Effect.repeat(Effect.andThen(Effect.sleep("20 millis"), positions), {
-            until: (list) => Math.min(...list) === events.length
-          })
-          assertAll(events, sent(directory, 0))
-        }),
-      120_000
-    )
+    it.live(stoodStill(processes, shards), () =>
+      Effect.gen(function*() {
+        const directory = yield* temporaryFolder
+        yield* standStill({ directory }, directory, processes, shards)
+      }), 120_000)
   }
+})
+
+await withServer("PostgreSQL", "relays from PostgreSQL", (url) => {
+  const worlds = 10
+
+  it.live(killed(worlds), () =>
+    Effect.gen(function*() {
+      const { gone, where } = yield* schemas(url, `effect_units_relay_crash_${process.pid}`, worlds)
+      yield* crashEverywhere(where, yield* temporaryFolder, worlds, gone)
+    }), 300_000)
+
+  it.live(stoodStill(2, 2), () =>
+    Effect.gen(function*() {
+      const { where } = yield* schemas(url, `effect_units_relay_${process.pid}`, 1)
+      yield* standStill(where, yield* temporaryFolder, 2, 2)
+    }), 120_000)
 })

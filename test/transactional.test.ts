@@ -1,11 +1,10 @@
 /** Units under the transactional policy, whose process dies in the middle of it: what they wrote and what they say of it agree. */
 import { assert, describe, it } from "@effect/vitest"
-import { Array as Arr, Deferred, Effect, Exit, Fiber, Layer, Queue, Redacted, Schema, Stream } from "effect"
+import { Array as Arr, Deferred, Effect, Exit, Fiber, Layer, Queue, Schema, Stream } from "effect"
 import { SqlClient } from "effect/sql"
 import * as fs from "node:fs"
 import * as os from "node:os"
 import * as path from "node:path"
-import * as Postgres from "../src/backends/Postgres.ts"
 import * as Sqlite from "../src/backends/Sqlite.ts"
 import * as DomainEvent from "../src/DomainEvent.ts"
 import type * as EventPublisher from "../src/EventPublisher.ts"
@@ -16,7 +15,7 @@ import { layerStore } from "../src/publishers/Store.ts"
 import { executionsOf } from "../src/testing/index.ts"
 import * as ChildProcess from "./fixtures/childProcess.ts"
 import { client } from "./fixtures/postgres.ts"
-import { applicationName, schemaOf, services, type Where } from "./fixtures/transactionalWorld.ts"
+import { schemas, services, type Where } from "./fixtures/transactionalWorld.ts"
 import { stress, withServer } from "./servers.ts"
 
 /** Where a process dies: around a unit's own write, around a commit, between the parts of an append to the log, and of pruning. */
@@ -278,24 +277,7 @@ await withServer("PostgreSQL", "PostgreSQL", (url) => {
 
   it.live(title, () =>
     Effect.gen(function*() {
-      const prefix = `effect_units_crash_${process.pid}`
-      const server = Postgres.layer({ url: Redacted.make(url) })
-      yield* Effect.addFinalizer(() =>
-        SqlClient.SqlClient.use((sql) =>
-          Effect.forEach(
-            Array.from({ length: worlds }, (_, seed) => schemaOf(prefix, seed)),
-            (schema) => sql`DROP SCHEMA IF EXISTS ${sql(schema)} CASCADE`,
-            { discard: true }
-          )
-        ).pipe(Effect.provide(server), Effect.orDie)
-      )
-      // What a process had sent before it died the server still does.
-      const gone = (seeds: ReadonlyArray<number>) =>
-        SqlClient.SqlClient.use((sql) => {
-          const names = seeds.map((seed) => applicationName(prefix, seed))
-          const left = sql`SELECT pid FROM pg_stat_activity WHERE ${sql.in("application_name", names)}`
-          return Effect.repeat(left, { until: (rows) => rows.length === 0 })
-        }).pipe(Effect.provide(server), Effect.orDie, Effect.asVoid)
-      yield* crashEverywhere({ url, prefix }, [...steps, "after staged"], 16, gone)
+      const { gone, where } = yield* schemas(url, `effect_units_crash_${process.pid}`, worlds)
+      yield* crashEverywhere(where, [...steps, "after staged"], 16, gone)
     }), 600_000 * Math.max(1, stress))
 })

@@ -77,6 +77,14 @@ export interface Lease {
   readonly fenced: <A, R>(effect: Effect.Effect<A, EventStoreError, R>) => Effect.Effect<A, Lost | EventStoreError, R>
 }
 
+/**
+ * Says that a shard is another process's by now.
+ *
+ * @internal
+ */
+export const lostMessage = (relay: string, shard: number): string =>
+  `The relay "${relay}" has lost shard ${shard} to another process`
+
 /** @internal */
 export interface Options {
   readonly name: string
@@ -139,17 +147,10 @@ export const make = Effect.fnUntraced(function*(
   let freshUntil = -Infinity
   let closing = false
 
-  const beat = Effect.suspend(() => {
-    const begun = now()
-    return Effect.map(
-      sql`INSERT INTO effect_units_relay_members ${sql.insert({ relay: name, member, process, beat: 1 })}
-        ON CONFLICT (relay, member) DO UPDATE SET beat = effect_units_relay_members.beat + 1`,
-      () => {
-        // By its beginning: nobody has seen the new beat for longer than that.
-        freshUntil = begun + lease
-      }
-    )
-  })
+  const beat = Effect.suspend(() =>
+    sql`INSERT INTO effect_units_relay_members ${sql.insert({ relay: name, member, process, beat: 1 })}
+      ON CONFLICT (relay, member) DO UPDATE SET beat = effect_units_relay_members.beat + 1`
+  )
 
   const isGone = ({ beat, member, process }: MemberRow): boolean => {
     const at = now()
@@ -180,7 +181,8 @@ export const make = Effect.fnUntraced(function*(
 
   // A process that stands still within a transaction would keep its locks, and those who take over would wait for them.
   const limitIdle = sql.onDialectOrElse({
-    pg: () => Effect.asVoid(sql`SELECT set_config('idle_in_transaction_session_timeout', ${String(Math.ceil(lease))}, TRUE)`),
+    pg: () =>
+      Effect.asVoid(sql`SELECT set_config('idle_in_transaction_session_timeout', ${String(Math.ceil(lease))}, TRUE)`),
     orElse: () => Effect.void
   })
 
@@ -246,14 +248,20 @@ export const make = Effect.fnUntraced(function*(
     })
 
   const share = Effect.gen(function*() {
+    // By the beginning: nobody has seen the new beat for longer than that.
+    const begun = now()
     yield* beat
     const there = yield* present
     const rows = yield* sql<ShardRow>`
       SELECT shard, member, token FROM effect_units_relay_shards WHERE relay = ${name} ORDER BY shard`
     for (const row of rows) {
       const mine = held.get(Number(row.shard))
-      if (mine?.fiber !== undefined && mine.token !== Number(row.token)) yield* Fiber.interrupt(mine.fiber)
+      if (mine?.fiber === undefined || mine.token === Number(row.token)) continue
+      yield* Effect.logInfo(lostMessage(name, Number(row.shard)))
+      yield* Fiber.interrupt(mine.fiber)
     }
+    // What is still held has not been taken meanwhile.
+    freshUntil = begun + lease
     const due = Math.ceil(rows.length / there.size)
     for (const entry of Array.from(held.values()).slice(due)) {
       if (!entry.isStopping) yield* Effect.forkIn(letGo(entry), workers)
@@ -272,7 +280,14 @@ export const make = Effect.fnUntraced(function*(
       closing = true
       const ended = Effect.forEach(Array.from(held.values()), letGo, { concurrency: "unbounded", discard: true })
       // What is under way may take longer than a lease.
-      yield* Effect.raceFirst(ended, Effect.forever(Effect.delay(Effect.ignore(beat), lease / 3)))
+      const beating = Effect.suspend(() => {
+        const begun = now()
+        return Effect.map(beat, () => {
+          // Not once it may have been taken.
+          if (now() < freshUntil) freshUntil = begun + lease
+        })
+      })
+      yield* Effect.raceFirst(ended, Effect.forever(Effect.delay(Effect.ignore(beating), lease / 3)))
       yield* Effect.ignore(
         sql`DELETE FROM effect_units_relay_members WHERE relay = ${name} AND member = ${member}`,
         { log: true }
