@@ -210,7 +210,11 @@ describe("a key", () => {
               server.fault(path, { kind: "answer", status, body: { error } })
               seen.push(yield* Effect.exit(Effect.asVoid(run)))
             }
-            server.fault(path, { kind: "answer", status: 200, body: `data: {"error":{"message":"${key}"}}\n\n` })
+            server.fault(path, {
+              kind: "answer",
+              status: 200,
+              body: `data: ${JSON.stringify({ error: { message: key } })}\n\n`
+            })
             seen.push(yield* Effect.exit(Effect.asVoid(run)))
           }
           seen.push(yield* Inference.models())
