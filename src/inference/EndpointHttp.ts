@@ -52,7 +52,7 @@ export interface Options {
   readonly responseTimeout?: Duration.Input | undefined
   /** How long an answer may pause once it has begun; of a streamed answer, also before its first chunk. Default: 5 minutes. */
   readonly idleTimeout?: Duration.Input | undefined
-  /** How long the list of models may take. Default: 5 seconds. */
+  /** How long a list of models or voices may take. Default: 5 seconds. */
   readonly listTimeout?: Duration.Input | undefined
   /** How long a job may take that is begun by one request and asked for by others, its result included. Default: 30 minutes. */
   readonly jobTimeout?: Duration.Input | undefined
@@ -89,7 +89,7 @@ export interface EndpointHttp {
     schema: S,
     model?: string
   ) => Effect.Effect<S["Type"], BackendReason>
-  /** The same for the list of models, which has to come soon. */
+  /** The same for a list of models or voices, which has to come soon. */
   readonly list: <S extends Schema.ConstraintDecoder<unknown, never>>(
     path: string,
     schema: S

@@ -120,7 +120,7 @@ const formOf = ({ audio, language, model }: TranscribeRequest, isVerbose: boolea
  * **Details**
  *
  * A transcription is asked for with its segments (`verbose_json`); a server that refuses that is asked for the text alone, which is the one
- * request that is sent a second time. `voices` are those that the endpoint is known to have, and then it is not asked for them.
+ * request that is sent a second time. Lists of voices have to come as soon as those of models. `voices` are those that the endpoint is known to have, and then it is not asked for them.
  *
  * @category constructors
  * @since 0.1.0
@@ -133,7 +133,7 @@ export const make = (http: EndpointHttp, options: { readonly voices?: ReadonlyAr
     // Each server has one of two names for the model, and passes over the other.
     const query = new URLSearchParams({ model, model_id: model })
     return Effect.map(
-      http.json(http.get(`${path}?${query.toString()}`), Voices, model),
+      http.list(`${path}?${query.toString()}`, Voices),
       (answer) => voicesOf(answer, model)
     )
   }

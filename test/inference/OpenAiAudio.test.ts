@@ -2,6 +2,7 @@ import { NodeHttpClient } from "@effect/platform-node"
 import { assert, describe, it } from "@effect/vitest"
 import { Effect, Fiber, type Layer } from "effect"
 import { FetchHttpClient, type HttpClient } from "effect/http"
+import { TestClock } from "effect/testing"
 import type { Backend } from "../../src/inference/Backend.ts"
 import { EngineFailed, ModelMissing, Refused } from "../../src/inference/BackendReason.ts"
 import * as OpenAi from "../../src/inference/OpenAi.ts"
@@ -214,6 +215,16 @@ it.layer(NodeHttpClient.layerUndici)("speech by the OpenAI protocol", (it) => {
       assert.deepStrictEqual(yield* voices, [])
       server.fault(other, { kind: "answer", status: 500, body: "" })
       assert.instanceOf(yield* Effect.flip(voices), EngineFailed)
+    }))
+
+  it.effect("does not wait long for a list of voices", () =>
+    Effect.gen(function*() {
+      const { backend, server } = yield* opened
+      server.fault(paths.voices, { kind: "silence" })
+      const fiber = yield* Effect.forkChild(Effect.flip(backend.voices({ model: "kokoro" })))
+      yield* Effect.promise(() => server.waiting())
+      yield* TestClock.adjust("5 seconds")
+      assert.strictEqual((yield* Fiber.join(fiber))._tag, "TimedOut")
     }))
 
   it.effect("knows the voices of OpenAI itself without asking", () =>
