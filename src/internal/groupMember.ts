@@ -86,6 +86,10 @@ const leaseLost = (event: Event): SubscribeError =>
 const ended = (): SubscribeError =>
   refusal("the subscription has ended; the event goes to the consumer's next subscriber", "ended")
 
+/** Why nothing can be settled after the end. */
+const reasonOf = (end: Exit.Exit<void, SubscribeError>): SubscribeError =>
+  Option.getOrElse(Exit.isFailure(end) ? Cause.findErrorOption(end.cause) : Option.none(), ended)
+
 /**
  * Makes the members of a store's groups.
  *
@@ -156,6 +160,8 @@ export const make = (surroundings: Surroundings) => {
 
     const request = (held: Held, settlement: Settlement): Effect.Effect<void, SubscribeError> =>
       Effect.suspend(() => {
+        // Nobody is there to settle it any more.
+        if (end !== undefined) return Effect.fail(reasonOf(end))
         const done = Deferred.makeUnsafe<void, SubscribeError>()
         const mine: Request = { held, settlement, done }
         requests.push(mine)
@@ -282,7 +288,6 @@ export const make = (surroundings: Surroundings) => {
           failed
         ))
         if (Exit.isFailure(exit)) {
-          refuse(batch, Option.getOrElse(Cause.findErrorOption(exit.cause), ended))
           return yield* Exit.failCause(exit.cause)
         }
         const turned = exit.value
@@ -293,7 +298,6 @@ export const make = (surroundings: Surroundings) => {
               : `a subscriber that came later made group "${options.consumer}" ask for other events. Members of one group have to ` +
                 "ask for the same; take another name for other events"
           )
-          refuse(batch, error)
           return yield* error
         }
         answer(turned)
@@ -374,8 +378,11 @@ export const make = (surroundings: Surroundings) => {
         Effect.sync(() => {
           // Interrupted by the end of the scope. It ends in no other way than by a failure.
           const isOver = Exit.isFailure(exit) && Cause.hasInterruptsOnly(exit.cause)
-          stop(isOver ? Exit.void : exit)
-          refuse([...batch, ...requests], ended())
+          const over = isOver ? Exit.void : exit
+          stop(over)
+          // For the reason why it has ended: where another subscription helps, it says so.
+          refuse([...batch, ...requests], reasonOf(over))
+          requests = []
         })
       ),
       Effect.withTracerEnabled(false),
