@@ -184,6 +184,9 @@ const make = Effect.fnUntraced(function*(options: Options) {
     new MediaError({ reason: new Unavailable({ host, detail, isTimeout }) })
 
   const checked = Effect.fnUntraced(function*(url: URL) {
+    if (url.username !== "" || url.password !== "") {
+      return yield* unusable("Expected an address without a user and a password, which events would show")
+    }
     if (options.allowPrivateAddresses === true) return
     const found = yield* Effect.tryPromise({
       try: () => PublicAddress.findPrivate(url),

@@ -91,6 +91,10 @@ const isTransient = (reason: BackendReason): boolean =>
   reason._tag === "Busy" || reason._tag === "TimedOut" || reason._tag === "Unreachable" ||
   reason._tag === "EngineFailed" && reason.retryable
 
+/** Once a job was begun, no other endpoint is to begin it again. */
+const afterwards = (reason: BackendReason): BackendReason =>
+  reason._tag === "Unreachable" ? new EngineFailed({ detail: reason.detail, retryable: true }) : reason
+
 /**
  * Videos from a text.
  *
@@ -174,7 +178,12 @@ export const make = (http: EndpointHttp, { jobTimeout = "30 minutes", root }: Op
     Effect.uninterruptibleMask((restore) =>
       Effect.flatMap(
         begin(request, restore),
-        (job) => Effect.onExit(restore(result(job, request.model)), () => cancel(job.id))
+        (job) =>
+          result(job, request.model).pipe(
+            Effect.mapError(afterwards),
+            restore,
+            Effect.onExit(() => cancel(job.id))
+          )
       )
     )
 

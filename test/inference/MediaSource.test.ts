@@ -188,6 +188,15 @@ describe("images", () => {
       assert.strictEqual(server.connections(), 0)
     }))
 
+  it.effect("are not asked for in somebody's name", () =>
+    Effect.gen(function*() {
+      const server = yield* serve(routes)
+      const { image: read } = yield* source({ allowPrivateAddresses: true })
+      const address = server.url.replace("//", "//me:secret@")
+      assert.include(yield* expected(read(`${address}/image`)), "without a user and a password")
+      assert.deepStrictEqual(server.requests, [])
+    }))
+
   it.effect("do not come from this network by way of a public host", () =>
     Effect.gen(function*() {
       const asked: Array<string> = []

@@ -102,6 +102,19 @@ it.layer(NodeHttpClient.layerUndici)("videos by the OpenAI protocol", (it) => {
       }
     }))
 
+  it.effect("is not begun anew elsewhere when its server goes away", () =>
+    Effect.gen(function*() {
+      const { backend, server } = yield* opened(2)
+      const { inHaste } = yield* hasty
+      server.fault(job, { kind: "answer", status: 200, body: { id: "video-1", status: "queued" } })
+      const fiber = yield* Effect.forkChild(Effect.flip(inHaste(backend.generateVideo(request))))
+      while (!methods(server).includes(`GET ${job}`)) yield* Effect.promise(() => new Promise(setImmediate))
+      yield* Effect.promise(() => server.close())
+      const reason = yield* Fiber.join(fiber)
+      assert(reason._tag === "EngineFailed")
+      assert.isTrue(reason.retryable)
+    }))
+
   it.effect("puts up with looks that fail, four in a row, and no more", () =>
     Effect.gen(function*() {
       const { backend, jobs, server } = yield* opened(2)
