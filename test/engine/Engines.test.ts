@@ -223,6 +223,8 @@ withProgram("busybox", "engines in containers", () => {
   /** Serves the files of its image, `/health` among them. */
   const boxed = (host: string, port: number) =>
     Engine.Recipe.make({
+      // The test's time passes faster than that of a container.
+      startTimeout: "1 day",
       container: {
         image: `${host}/busybox`,
         tag: "v1",

@@ -78,21 +78,23 @@ export const passing = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
 
 /** Lets time pass from the end of a test on, until all is closed: engines that do not listen are killed by and by. */
 const passingAtTheEnd = Effect.map(Deferred.make<void>(), (ended) => ({
-  first: Effect.forkDetach(passing(Deferred.await(ended))),
+  first: Effect.asVoid(Effect.forkDetach(passing(Deferred.await(ended)))),
   last: Deferred.succeed(ended, undefined)
 }))
 
 /** Kills what the test has left, where its time is compared with that of another. */
 const killingAtTheEnd = (elsewhere: string) =>
-  Effect.succeed({
-    first: Effect.sync(() => {
+  Effect.map(passingAtTheEnd, (passing) => ({
+    first: Effect.suspend(() => {
       for (const line of notesOf(elsewhere)) {
         const pid = Number(/^\d+/.exec(line)?.[0])
         if (runs(pid)) process.kill(pid, "SIGKILL")
       }
+      // One that was too young to have noted anything may need its time.
+      return Effect.asVoid(Effect.forkDetach(Effect.andThen(Effect.repeat(turn, { times: 5000 }), passing.first)))
     }),
-    last: Effect.void
-  })
+    last: passing.last
+  }))
 
 /** A recipe of one's own: the same program, with a secret in its environment. */
 export const tiny = (bin: string) =>
