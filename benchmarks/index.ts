@@ -9,5 +9,15 @@ import * as Inference from "./inference.ts"
 import * as Instrument from "./instrument.ts"
 import * as Publishers from "./publishers.ts"
 import * as Relay from "./Relay.ts"
+import * as Resource from "./resource.ts"
 
-await main([Instrument.run, EventStore.run, Publishers.run, Relay.run, Crash.run, Inference.run, Inference.runStreams])
+await main([
+  Instrument.run,
+  EventStore.run,
+  Publishers.run,
+  Relay.run,
+  Crash.run,
+  Inference.run,
+  Inference.runStreams,
+  Resource.run
+])

@@ -21,6 +21,8 @@ const tell = Effect.fnUntraced(function*({ preempted, slot }: Grant) {
 
 const tellReleased = (slot: Slot) => ResourceReleased.publish({ slot_id: slot.id })
 
+const giveBack = (id: string) => Effect.flatMap(ResourceLedger, (ledger) => ledger.release(id, tellReleased))
+
 /**
  * `resource.allocate`: promises memory, and a part of the GPUs, to a workload. Each call gives a slot of its own.
  *
@@ -31,7 +33,8 @@ const tellReleased = (slot: Slot) => ResourceReleased.publish({ slot_id: slot.id
  * first, of the same the oldest, but none of type `system_service`; where that is not enough either, nothing changes. While 90 % of
  * the memory is used, slots are for a priority of 80 or more.
  *
- * Interrupted, it leaves no slot: one that was committed by then is released again, and events tell of both.
+ * Interrupted, it leaves no slot: one that was committed by then is released again, and events tell of both. Only an interruption
+ * that comes as the work has ended already is too late for that; `resource.allocated` has told of that slot.
  *
  * @category commands
  * @since 0.1.0
@@ -48,22 +51,23 @@ export const allocate = Unit.command("resource.allocate", {
   output: { slot_id: SlotId },
   errors: [ResourceInsufficient, ResourcePressureHigh, ResourceAllocationFailed, InternalError],
   examples: [{ name: "llama", type: "inference_native", memory_bytes: 4_294_967_296, priority: 10 }],
-  handler: Effect.fnUntraced(function*({ memory_bytes, ...request }) {
-    const ledger = yield* ResourceLedger
+  handler: ({ memory_bytes, ...request }) => {
     let granted: SlotId | undefined
-    const { slot } = yield* ledger.allocate({ ...request, memory_limit: memory_bytes }, (grant) => {
-      granted = grant.slot.id
-      return tell(grant)
+    return Effect.gen(function*() {
+      const ledger = yield* ResourceLedger
+      const { slot } = yield* ledger.allocate({ ...request, memory_limit: memory_bytes }, (grant) => {
+        granted = grant.slot.id
+        return tell(grant)
+      }).pipe(
+        Effect.catchTag("HostError", ({ message }) => new ResourceAllocationFailed({ detail: message })),
+        internal
+      )
+      return { slot_id: slot.id }
     }).pipe(
       // Whoever asked for it will not get to know its id.
-      Effect.onInterrupt(() =>
-        granted === undefined ? Effect.void : Effect.ignore(ledger.release(granted, tellReleased), { log: true })
-      ),
-      Effect.catchTag("HostError", ({ message }) => new ResourceAllocationFailed({ detail: message })),
-      internal
+      Effect.onInterrupt(() => granted === undefined ? Effect.void : Effect.ignore(giveBack(granted), { log: true }))
     )
-    return { slot_id: slot.id }
-  })
+  }
 })
 
 /**
@@ -80,8 +84,7 @@ export const release = Unit.command("resource.release", {
   errors: [SlotNotFound, InternalError],
   examples: [{ slot_id: "slot-0a1b2c3d" }],
   handler: Effect.fnUntraced(function*({ slot_id }) {
-    const ledger = yield* ResourceLedger
-    yield* internal(ledger.release(slot_id, tellReleased))
+    yield* internal(giveBack(slot_id))
     return { success: true } as const
   })
 })

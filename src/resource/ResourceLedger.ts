@@ -5,6 +5,7 @@
  */
 import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
+import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -335,11 +336,29 @@ const bestOf = (
 const failing = (operation: string) => (cause: SqlError.SqlError | Schema.SchemaError): ResourceLedgerError =>
   new ResourceLedgerError({ operation, cause, retryable: cause._tag === "SqlError" && cause.isRetryable })
 
+/**
+ * One reading at a time, for all who ask for it meanwhile. It goes on in a fiber of its own, as whoever asked first may be
+ * interrupted. (`Effect.cachedWithTTL` keeps something for each call in a fiber, until that fiber ends.)
+ */
+const shared = <A, E>(read: Effect.Effect<A, E>): Effect.Effect<A, E> => {
+  let underWay: Deferred.Deferred<A, E> | undefined
+  return Effect.uninterruptibleMask((restore) => {
+    if (underWay !== undefined) return restore(Deferred.await(underWay))
+    const result = underWay = Deferred.makeUnsafe<A, E>()
+    const reading = Effect.onExit(read, (exit) => {
+      underWay = undefined
+      return Deferred.done(result, exit)
+    })
+    return Effect.andThen(Effect.forkDetach(reading), restore(Deferred.await(result)))
+  })
+}
+
 const make = Effect.fnUntraced(function*(options: Options) {
   // The ledger's columns have the names that they have, whatever the application transforms its own to.
   const sql = (yield* SqlClient.SqlClient).withoutTransforms()
   yield* Effect.provideService(migrate, SqlClient.SqlClient, sql)
-  const machine = yield* Host.Host
+  const { memory: readMemory, storage } = yield* Host.Host
+  const memory = shared(readMemory)
   const clock = yield* Clock.Clock
   const host = options.host ?? "local"
   const lease = Duration.toMillis(options.lease ?? "30 seconds")
@@ -425,9 +444,9 @@ const make = Effect.fnUntraced(function*(options: Options) {
 
   /** What there is, as it is now. GPUs are looked for where they are asked for. */
   const supplyFor = Effect.fnUntraced(function*(gpu_fraction: number) {
-    const memory = yield* machine.memory
+    const now = yield* memory
     const gpus = gpu_fraction > 0 ? yield* (yield* GpuCount) : 0
-    return { memory, gpus, ...Budgeting.divide(memory.total, options) }
+    return { memory: now, gpus, ...Budgeting.divide(now.total, options) }
   })
 
   const usage = Effect.flatten(SlotUsage)
@@ -616,13 +635,13 @@ const make = Effect.fnUntraced(function*(options: Options) {
       Effect.catchTag(["SqlError", "SchemaError"], (error) => failing("change a slot")(error))
     ),
     status: Effect.gen(function*() {
-      const memory = yield* machine.memory
-      const storage = yield* machine.storage(options.directory)
+      const used = yield* memory
+      const stored = yield* storage(options.directory)
       const slots = yield* Effect.mapError(list({}), failing("list slots"))
-      const pressure = Budgeting.pressureOf(memory)
+      const pressure = Budgeting.pressureOf(used)
       const entered = pressure !== pressureSeen
       pressureSeen = pressure
-      return { memory, storage, slots, pressure, entered }
+      return { memory: used, storage: stored, slots, pressure, entered }
     }),
     budget: Effect.gen(function*() {
       const { memory: { total }, pools, reserved } = yield* supplyFor(0)
