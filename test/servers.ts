@@ -91,7 +91,8 @@ const programs = {
   Redis: known.Redis,
   PostgreSQL: { program: path.join(postgresPrograms() ?? "", "postgres"), install: known.PostgreSQL.install },
   Docker: { program: "dockerd", install: "apt-get install docker.io busybox-static, and run as root" },
-  busybox: { program: "busybox", install: "apt-get install busybox-static" }
+  busybox: { program: "busybox", install: "apt-get install busybox-static" },
+  openssl: { program: "openssl", install: "apt-get install openssl" }
 } as const satisfies Record<string, Pick<Known, "program" | "install">>
 
 const lacking = (server: keyof typeof programs): string | undefined => {

@@ -1,9 +1,16 @@
 import * as NodeServices from "@effect/platform-node/NodeServices"
 import { afterAll, assert, beforeAll, describe, it } from "@effect/vitest"
-import { Context, Duration, Effect, Exit, Fiber, Layer, Redacted, Schema, Scope, Stream } from "effect"
+import { ConfigProvider, Context, Duration, Effect, Exit, Fiber, Layer, Redacted, Schema, Scope, Stream } from "effect"
 import { HttpClient, HttpClientResponse } from "effect/http"
 import { TestClock } from "effect/testing"
+import { spawnSync } from "node:child_process"
+import { once } from "node:events"
+import * as fs from "node:fs"
+import * as http from "node:http"
+import * as https from "node:https"
 import * as net from "node:net"
+import * as os from "node:os"
+import * as path from "node:path"
 import { inspect } from "node:util"
 import * as Docker from "../../src/backends/Docker.ts"
 import { type DockerError, reasonOf } from "../../src/backends/DockerError.ts"
@@ -764,6 +771,100 @@ describe("DockerNode", () => {
         const error = yield* version(address)
         assert.deepStrictEqual(error._tag === "DockerError" ? error.reason._tag : error._tag, "Unsupported")
       }
+    }))
+})
+
+/** An engine over TCP, which says its version and nothing else. */
+const overTcp = (tls?: https.ServerOptions) =>
+  Effect.map(
+    Effect.acquireRelease(
+      Effect.promise(async () => {
+        const answer: http.RequestListener = (_, response) => {
+          response.writeHead(200, { "api-version": "1.41" }).end("OK")
+        }
+        const server = tls === undefined ? http.createServer(answer) : https.createServer(tls, answer)
+        await once(server.listen(0, "127.0.0.1"), "listening")
+        return server
+      }),
+      (server) =>
+        Effect.promise(async () => {
+          server.closeAllConnections()
+          await new Promise((resolve) => server.close(resolve))
+        })
+    ),
+    (server) => {
+      const address = server.address()
+      return `tcp://127.0.0.1:${typeof address === "object" ? address?.port : ""}`
+    }
+  )
+
+const clientBy = (env: Record<string, string>) =>
+  DockerNode.layerConfig.pipe(
+    Layer.provide(Layer.merge(NodeServices.layer, ConfigProvider.layer(ConfigProvider.fromEnv({ env }))))
+  )
+
+/** The version that an engine says, by a client that the environment tells where to look. */
+const versionBy = (env: Record<string, string>) =>
+  Docker.Docker.use(({ address, apiVersion }) => Effect.map(apiVersion, (version) => [address, version])).pipe(
+    Effect.provide(clientBy(env))
+  )
+
+describe("DockerNode.layerConfig", () => {
+  it.effect("goes where DOCKER_HOST says, and to the usual socket where it says nothing", () =>
+    Effect.gen(function*() {
+      const host = yield* overTcp()
+      assert.deepStrictEqual(yield* versionBy({ DOCKER_HOST: host, DOCKER_TLS_VERIFY: "" }), [host, "1.41"])
+      const address = yield* Docker.Docker.use(({ address }) => Effect.succeed(address)).pipe(
+        Effect.provide(clientBy({ DOCKER_HOST: "" }))
+      )
+      assert.strictEqual(address, "unix:///var/run/docker.sock")
+      const unreadable = { DOCKER_HOST: host, DOCKER_TLS_VERIFY: "1", DOCKER_CERT_PATH: "/nowhere" }
+      assert.strictEqual((yield* Effect.flip(versionBy(unreadable)))._tag, "PlatformError")
+    }))
+})
+
+withProgram("openssl", "DockerNode over TLS", () => {
+  it.effect("proves who it is, and wants the engine to do so", () =>
+    Effect.gen(function*() {
+      const directory = yield* Effect.acquireRelease(
+        Effect.sync(() => fs.mkdtempSync(path.join(os.tmpdir(), "docker-tls-"))),
+        (directory) => Effect.sync(() => fs.rmSync(directory, { recursive: true }))
+      )
+      const openssl = (...args: ReadonlyArray<string>) =>
+        assert.strictEqual(spawnSync("openssl", args, { cwd: directory }).status, 0, args.join(" "))
+      const read = (name: string) => fs.readFileSync(path.join(directory, name))
+      const key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+      openssl("req", "-x509", ...key, "-keyout", "ca-key.pem", "-out", "ca.pem", "-subj", "/CN=ca", "-days", "2")
+      for (const name of ["server", "client"]) {
+        openssl("req", ...key, "-keyout", `${name}-key.pem`, "-out", `${name}.csr`, "-subj", `/CN=${name}`)
+        fs.writeFileSync(path.join(directory, `${name}.ext`), "subjectAltName=IP:127.0.0.1")
+        const by = ["-CA", "ca.pem", "-CAkey", "ca-key.pem", "-CAcreateserial", "-days", "2", "-extfile", `${name}.ext`]
+        openssl("x509", "-req", "-in", `${name}.csr`, ...by, "-out", `${name}.pem`)
+      }
+      fs.copyFileSync(path.join(directory, "client.pem"), path.join(directory, "cert.pem"))
+      fs.copyFileSync(path.join(directory, "client-key.pem"), path.join(directory, "key.pem"))
+      const tls = { cert: read("server.pem"), key: read("server-key.pem"), ca: read("ca.pem"), requestCert: true }
+      const trusted = yield* overTcp(tls)
+      const env = (host: string) => ({ DOCKER_HOST: host, DOCKER_TLS_VERIFY: "1", DOCKER_CERT_PATH: directory })
+      assert.deepStrictEqual(yield* versionBy(env(trusted)), [trusted, "1.41"])
+
+      openssl(
+        "req",
+        "-x509",
+        ...key,
+        "-keyout",
+        "other-key.pem",
+        "-out",
+        "other.pem",
+        "-subj",
+        "/CN=other",
+        "-days",
+        "2"
+      )
+      const impostor = yield* overTcp({ cert: read("other.pem"), key: read("other-key.pem") })
+      const error = yield* Effect.flip(versionBy(env(impostor)))
+      assert.deepInclude(error._tag === "DockerError" ? error.reason : error, { _tag: "Unreachable", retryable: false })
+      assert.include(error.message, "Check the certificates on both sides")
     }))
 })
 
