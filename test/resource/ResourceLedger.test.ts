@@ -256,6 +256,26 @@ const suite = (databases: string, database: Effect.Effect<Open, unknown, Scope.S
           yield* take(1)
         }).pipe(onMachine))
 
+      it.effect("is no more than ten thousand slots, preempted ones included", () =>
+        Effect.gen(function*() {
+          const { ledger, sql, take } = yield* opened
+          const id = yield* take(1, { priority: 0 })
+          const copies = (status: string, last: number) =>
+            sql`WITH RECURSIVE numbers (i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM numbers WHERE i < ${last})
+              INSERT INTO effect_units_resource_slots
+              SELECT ${status} || i, host, position, name, type, memory_limit, gpu_fraction, gpu_parts, priority,
+                ${status}, owner, created_at, updated_at
+              FROM effect_units_resource_slots CROSS JOIN numbers WHERE id = ${id}`
+          yield* copies("idle", 5000)
+          yield* copies("preempted", 5000)
+          const last = yield* take(1)
+          const full = yield* Effect.flip(ledger.allocate(slot(1, { priority: 100 })))
+          assert.deepInclude(full, { reason: "too many slots", available: 0, retryable: true })
+          assert.deepStrictEqual(yield* ledger.canAllocate(slot(1)), { can_allocate: false, reason: "too many slots" })
+          yield* ledger.release(last)
+          yield* take(1)
+        }).pipe(onMachine))
+
       it.effect("is read from the host, which may fail, and then nothing changes", () =>
         Effect.gen(function*() {
           const { ledger, machine, statuses, take } = yield* opened
@@ -421,8 +441,12 @@ const suite = (databases: string, database: Effect.Effect<Open, unknown, Scope.S
           assert.strictEqual((yield* next.budget).pools.inference.reserved, 2 * GiB)
           // Whoever makes one active owns it.
           yield* next.update(kept, { status: "active" })
+          yield* sql`INSERT INTO effect_units_resource_owners ${
+            sql.insert({ owner: "someone", host: "local", process: null, lease_until: 0 })
+          }`
           yield* open(machine)
           assert.strictEqual((yield* statuses)[kept], "active")
+          assert.deepStrictEqual(yield* sql`SELECT owner FROM effect_units_resource_owners WHERE owner = 'someone'`, [])
           yield* ledger.release(taken)
         }).pipe(onMachine))
 
@@ -469,7 +493,7 @@ const suite = (databases: string, database: Effect.Effect<Open, unknown, Scope.S
           })
           assert.deepStrictEqual(yield* reserved, [0, 0, 0])
           assert.deepStrictEqual(yield* ledger.allocations({}), [])
-        }).pipe(onMachine, TestClock.withLive),
+        }).pipe(onMachine, interleaved, TestClock.withLive),
       60_000
     )
 
