@@ -7,6 +7,24 @@
  *
  * It runs on SQLite and on PostgreSQL.
  *
+ * **The table for other programs**
+ *
+ * `effect_units_events` has the columns that Debezium's outbox event router looks for by its default names
+ * (https://debezium.io/documentation/reference/stable/transformations/outbox-event-router.html), on both databases: `id`, the event's;
+ * `aggregatetype`, its domain, and so a topic `outbox.event.model`; `aggregateid`, its execution, and so the key by which Kafka keeps its
+ * order (the event's own id where it belongs to none); `type`; and `payload`, the wire object as JSON text. Rows are only ever inserted and
+ * deleted. A connector of PostgreSQL needs no more than this (SQLite has none of Debezium's own):
+ *
+ * ```properties
+ * table.include.list=public.effect_units_events
+ * transforms=outbox
+ * transforms.outbox.type=io.debezium.transforms.outbox.EventRouter
+ * transforms.outbox.table.expand.json.payload=true
+ * transforms.outbox.table.fields.additional.placement=type:header:eventType
+ * ```
+ *
+ * The last two are a matter of taste: the payload as a structure instead of text, and the type as a header.
+ *
  * @since 0.1.0
  */
 import * as Arr from "effect/Array"
@@ -45,6 +63,7 @@ import * as Metrics from "./internal/metrics.ts"
 import * as ProcessIdentity from "./internal/processIdentity.ts"
 import * as Pruning from "./internal/pruning.ts"
 import * as StoreSubscriber from "./internal/storeSubscriber.ts"
+import { withTransaction } from "./internal/transaction.ts"
 
 /**
  * An event with its place in the log. Offsets begin at 1 and have no holes but those that `prune` makes.
@@ -749,15 +768,17 @@ const makeLog = (sql: SqlClient.SqlClient, wake: Effect.Effect<void>, staged: Ef
   const inTransaction = (context: Context.Context<never>): boolean =>
     Option.isSome(Context.getOption(context, sql.transactionService))
 
+  const transaction = withTransaction(sql.withTransaction)
+
   // Statements have to see what was committed before they got the lock, whatever the default of the database.
   const transact = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<A, E | SqlError.SqlError, R> =>
     isPostgres
       ? Effect.provideService(
-        sql.withTransaction(self),
+        transaction(self),
         SqlClient.BeginTransaction,
         "BEGIN ISOLATION LEVEL READ COMMITTED"
       )
-      : sql.withTransaction(self)
+      : transaction(self)
 
   const lastOffset = Effect.map(
     sql<{ last_offset: Integer }>`SELECT last_offset FROM effect_units_log WHERE name = 'events'`,
@@ -839,7 +860,7 @@ const makeLog = (sql: SqlClient.SqlClient, wake: Effect.Effect<void>, staged: Ef
         case "first":
           return storeUnknown
         case "on conflict":
-          return Effect.catchIf(sql.withTransaction(storeAll), isUniqueViolation, () => storeUnknown)
+          return Effect.catchIf(transaction(storeAll), isUniqueViolation, () => storeUnknown)
         case "never":
           return storeAll
       }
@@ -1526,7 +1547,7 @@ export const make: (
         wrap(Effect.asVoid(sql`DELETE FROM effect_units_checkpoints WHERE consumer = ${Rows.text(consumer)}`)),
       withTransaction: <A, E, R>(self: Effect.Effect<A, E, R>) =>
         // The effect's own failures are told from those of BEGIN and COMMIT, whatever they are.
-        sql.withTransaction(Effect.mapError(self, (error) => new Inner(error))).pipe(
+        withTransaction(sql.withTransaction)(Effect.mapError(self, (error) => new Inner(error))).pipe(
           Effect.mapError((error) => error instanceof Inner ? error.error : fromSqlError(error))
         ),
       pending: wrap(log.pending),
