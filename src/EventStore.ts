@@ -1418,6 +1418,7 @@ export const make: (
       inTransaction,
       afterCommit: sql.afterCommit,
       settle: placeAnyStaged,
+      lifetime: yield* Effect.scope,
       start: (from) =>
         StoreSubscriber.start({ read, lastOffset: reading(lastOffset) }, from, reading(groups.beginning)),
       whenAppended: (tell) =>

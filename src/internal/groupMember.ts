@@ -15,6 +15,7 @@ import * as Exit from "effect/Exit"
 import * as Latch from "effect/Latch"
 import * as Option from "effect/Option"
 import type * as Pull from "effect/Pull"
+import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import type * as SqlError from "effect/sql/SqlError"
 import * as Stream from "effect/Stream"
@@ -54,6 +55,8 @@ export interface Surroundings {
   readonly afterCommit: (effect: Effect.Effect<void>) => Effect.Effect<void>
   /** Before members look for events: gives those a place in the log that are committed and have none. */
   readonly settle: Effect.Effect<unknown, SqlError.SqlError>
+  /** The store's. */
+  readonly lifetime: Scope.Scope
   /** Runs for as long as somebody is to be told of what is appended. */
   readonly whenAppended: (tell: () => void) => Effect.Effect<never>
 }
@@ -96,7 +99,8 @@ const reasonOf = (end: Exit.Exit<void, SubscribeError>): SubscribeError =>
  * @internal
  */
 export const make = (surroundings: Surroundings) => {
-  const { afterCommit, clock, groups, inTransaction, settle, start, toError, transact, whenAppended } = surroundings
+  const { afterCommit, clock, groups, inTransaction, lifetime, settle, start, toError, transact, whenAppended } =
+    surroundings
   /** The members in this process, by group: to tell each other what is due. */
   const members = new Map<string, Set<() => void>>()
 
@@ -362,15 +366,19 @@ export const make = (surroundings: Surroundings) => {
         stop(Exit.void)
         refuse(requests, ended())
         requests = []
-        return groups.leave(member).pipe(
-          Effect.tap((released) => Effect.sync(() => released && tell(consumer))),
-          Effect.catch((error) =>
-            Effect.logWarning(
-              "A member could not give back its events as it left; they come again after their timeout",
-              error
-            )
-          )
-        )
+        const leave = Effect.map(groups.leave(member), (released) => {
+          if (released) tell(consumer)
+        })
+        // Where the database is away, the others have to wait no longer than until it is back.
+        const later = Effect.retry(leave, Schedule.upTo(Schedule.spaced(pollInterval), { duration: member.ackTimeout }))
+        return Effect.catch(leave, (error) =>
+          Effect.logWarning(
+            "A member could not give back its events as it left; they come again as soon as it can, or after their timeout",
+            error
+          ).pipe(
+            Effect.andThen(Effect.forkIn(Effect.ignore(later), lifetime)),
+            Effect.asVoid
+          ))
       })
     )
     yield* work.pipe(
