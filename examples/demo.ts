@@ -23,7 +23,7 @@ import * as Resource from "../src/resource/index.ts"
 import { llamaConfig, safetensors, tinyGguf } from "../test/model/files.ts"
 import * as HubServer from "../test/model/HubServer.ts"
 import { runnableGguf } from "../test/model/runnable.ts"
-import { makePrinter, printExecutions, printText } from "./report.ts"
+import { makePrinter, printChunk, printExecutions } from "./report.ts"
 
 /** A unit of one's own, made of the library's: whoever watches sees three executions inside of one. */
 const onboard = Unit.command("demo.onboard", {
@@ -143,7 +143,7 @@ const talk = Effect.fnUntraced(function*(directory: string) {
       messages: [{ role: "user", content: "Why is the sky blue?" }],
       max_tokens: 24,
       temperature: 1
-    }).pipe(Stream.runForEach(({ data }) => Effect.sync(() => printText(data))))
+    }).pipe(Stream.runForEach((chunk) => Effect.sync(() => printChunk(chunk))))
   ))
   yield* Resource.status()
 }, Execution.annotate({ request_id: "demo" }))

@@ -87,16 +87,22 @@ const chat = Effect.gen(function*() {
   Effect.catchTag("SchemaError", (error) => Effect.succeed(refusal(error, 400)))
 )
 
-const routes = HttpRouter.use(Effect.fnUntraced(function*(router) {
-  const { context_length } = yield* LlamaCpp.LlamaCpp.use((engine) => engine.load(path))
-  const models = { object: "list", data: [{ id: name, object: "model", max_model_len: context_length }] }
-  yield* router.add("GET", "/health", Effect.succeed(HttpServerResponse.text("ok")))
-  yield* router.add("GET", "/v1/models", Effect.succeed(HttpServerResponse.jsonUnsafe(models)))
-  yield* router.add("POST", "/v1/chat/completions", chat)
-}))
+const routes = (context_length: number) =>
+  HttpRouter.use(Effect.fnUntraced(function*(router) {
+    const models = { object: "list", data: [{ id: name, object: "model", max_model_len: context_length }] }
+    yield* router.add("GET", "/health", Effect.succeed(HttpServerResponse.text("ok")))
+    yield* router.add("GET", "/v1/models", Effect.succeed(HttpServerResponse.jsonUnsafe(models)))
+    yield* router.add("POST", "/v1/chat/completions", chat)
+  }))
 
-const server = HttpRouter.serve(routes, { disableLogger: true }).pipe(
-  Layer.provide(NodeHttpServer.layer(createServer, { host, port: Number(port) })),
+/** It listens once the model is loaded: who can connect gets an answer. */
+const server = LlamaCpp.LlamaCpp.use((engine) => engine.load(path)).pipe(
+  Effect.map(({ context_length }) =>
+    HttpRouter.serve(routes(context_length), { disableLogger: true }).pipe(
+      Layer.provide(NodeHttpServer.layer(createServer, { host, port: Number(port) }))
+    )
+  ),
+  Layer.unwrap,
   Layer.provide(LlamaCpp.layer({ gpu: false, threads: 1 }))
 )
 

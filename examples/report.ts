@@ -3,6 +3,7 @@
  */
 import type { EventPublisher, EventStore, ExecutionEvent } from "../src/index.ts"
 import { DomainEvent, ExecutionEvent as Lifecycle } from "../src/index.ts"
+import type { StreamChunk } from "../src/inference/index.ts"
 
 const isTerminal = process.stdout.isTTY
 
@@ -22,8 +23,11 @@ const bar = (progress: number, done: number, speed: number): string => {
   return `${"█".repeat(filled)}${"░".repeat(25 - filled)} ${String(Math.round(progress)).padStart(3)} %  ${amount}`
 }
 
-/** Prints a piece of an answer as it comes. */
-export const printText = (text: string): void => console.log(`${" ".repeat(14)}${paint(35, JSON.stringify(text))}`)
+/** Prints a piece of an answer as it comes, and at the end which model gave it. */
+export const printChunk = ({ data, metadata, type }: StreamChunk): void => {
+  const text = type === "content" ? JSON.stringify(data) : `${metadata.model}, until ${metadata.finish_reason}`
+  console.log(`${" ".repeat(14)}${paint(35, text)}`)
+}
 
 /** Prints one line per event, indented by how deep its execution is nested. */
 export const makePrinter = (): (event: EventPublisher.Event) => void => {
