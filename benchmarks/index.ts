@@ -4,6 +4,7 @@
  */
 import * as Crash from "./crash.ts"
 import * as EventStore from "./EventStore.ts"
+import * as Groups from "./groups.ts"
 import { main } from "./harness.ts"
 import * as Inference from "./inference.ts"
 import * as Instrument from "./instrument.ts"
@@ -14,6 +15,7 @@ import * as Resource from "./resource.ts"
 await main([
   Instrument.run,
   EventStore.run,
+  Groups.run,
   Publishers.run,
   Relay.run,
   Crash.run,

@@ -451,7 +451,11 @@ const bySubscriber = (layer: NonNullable<Opened["subscriber"]>): Subscribe => as
     const { subscribe } = Context.get(yield* Layer.build(layer), EventSubscriber.EventSubscriber)
     const deliveries = yield* subscribe({ consumer: uuidV7(Date.now()), from: "new", maxInFlight: 256 })
     yield* deliveries.pipe(
-      Stream.runForEach(({ ack, event }) => Effect.map(ack, () => received(event.id))),
+      Stream.mapEffect(({ ack, event }) => Effect.map(ack, () => received(event.id)), {
+        concurrency: 256,
+        unordered: true
+      }),
+      Stream.runDrain,
       Effect.forkScoped
     )
   })
