@@ -7,13 +7,13 @@ import { catalog, streams } from "../src/units.ts"
 
 const needs: Record<string, string> = {
   inference:
-    "endpoints that serve models, which speak the OpenAI protocol or are Ollama, the register of models, and the file system and the web for recordings and images; streams are in the catalog `streams`, beside that of the units",
+    "endpoints that serve models: engines that run, servers that speak the OpenAI protocol or are Ollama, or this process itself with `node-llama-cpp`; the register of models, and the file system and the web for recordings and images; streams are in the catalog `streams`, beside that of the units",
   model:
     "a SQL database for the register, the file system, and for pulls HTTP access to HuggingFace, ModelScope or an Ollama server",
   device:
     "child processes and the file system; for GPUs NVIDIA's driver with `nvidia-smi`, without which the processor is the one device",
   engine:
-    "a SQL database for the register, child processes with a folder for their output or Docker, HTTP to ask engines, and the register of models",
+    "a SQL database for the register, HTTP to ask engines, the register of models, and child processes with a folder for their output; for containers a Docker Engine of version 19.03 or later, where `DOCKER_HOST` says or at its usual socket, with NVIDIA's container toolkit for GPUs",
   resource: "a SQL database for the ledger, and `/proc` and the control groups where it runs on Linux"
 }
 
