@@ -25,6 +25,7 @@ import type * as Scope from "effect/Scope"
 import * as SqlClient from "effect/sql/SqlClient"
 import type * as SqlError from "effect/sql/SqlError"
 import type { ConnectionOptions } from "node:tls"
+import * as Transaction from "../internal/transaction.ts"
 
 /**
  * Settings of a client.
@@ -66,7 +67,7 @@ export const make: (
   options: Options
 ) => Effect.Effect<PgClient.PgClient, SqlError.SqlError, Reactivity.Reactivity | Scope.Scope> = Effect.fnUntraced(
   function*({ schema, ...options }: Options) {
-    const client = yield* PgClient.make({
+    const made = yield* PgClient.make({
       ...options,
       connectTimeout: options.connectTimeout ?? "5 seconds",
       applicationName: options.applicationName ?? "effect-units",
@@ -75,6 +76,7 @@ export const make: (
       // A server answers in real time, whatever clock a test gives its program.
       Effect.provideService(Clock.Clock, Clock.Clock.defaultValue())
     )
+    const client = Object.assign(made, { withTransaction: Transaction.withTransaction(made.withTransaction) })
     if (schema === undefined) {
       yield* client`SELECT 1`
       return client

@@ -6,11 +6,11 @@
 import * as Effect from "effect/Effect"
 import type * as Exit from "effect/Exit"
 import type * as SqlClient from "effect/sql/SqlClient"
-import * as SqlError from "effect/sql/SqlError"
+import type * as SqlError from "effect/sql/SqlError"
 
 /**
- * `withTransaction` of a client, but that a roll-back that fails changes nothing of how the transaction ended. A client dies of it, and
- * takes the failure along that led to it; but mostly the connection is gone, and then the server has rolled back.
+ * `withTransaction` of a client, but that what failed inside stays what it is when the roll-back fails, too: a client makes defects of
+ * both, and mostly the connection is gone, so that the server has rolled back.
  *
  * @internal
  */
@@ -23,6 +23,8 @@ export const withTransaction =
         Effect.sync(() => {
           inner = exit
         }))
-      return Effect.catchDefect(transaction(observed), (defect) =>
-        SqlError.isSqlError(defect) && inner?._tag === "Failure" ? Effect.failCause(inner.cause) : Effect.die(defect))
+      return Effect.catchCause(
+        transaction(observed),
+        (cause) => Effect.failCause(inner?._tag === "Failure" ? inner.cause : cause)
+      )
     })

@@ -18,7 +18,7 @@ import { SqlClient } from "effect/sql"
 import { execFileSync } from "node:child_process"
 import * as path from "node:path"
 import * as Backend from "../../src/backends/Postgres.ts"
-import type { Event } from "../../src/EventPublisher.ts"
+import { type Event, EventPublisher } from "../../src/EventPublisher.ts"
 import * as EventStore from "../../src/EventStore.ts"
 import * as Postgres from "../../src/publishers/Postgres.ts"
 import { completed, domainEvent, failed, started } from "../fixtures/events.ts"
@@ -268,6 +268,50 @@ await withServer("PostgreSQL", "a log that transactions of the application take 
       }),
     30_000
   )
+
+  it.live("a transaction that fails as its connection is lost fails with its own failure, and takes no event along", () =>
+    Effect.gen(function*() {
+      const schema = yield* ownSchema(url)
+      const { sql, store } = yield* open(schema)
+      const killer = yield* open(schema)
+      const loseConnection = Effect.gen(function*() {
+        const [row] = yield* sql<{ pid: number }>`SELECT pg_backend_pid() AS pid`
+        yield* killer.sql`SELECT pg_terminate_backend(${row!.pid})`
+        // The server has ended the connection once it says so.
+        return yield* Effect.flip(sql`SELECT 1`)
+      })
+      const failing = Effect.andThen(
+        Effect.andThen(store.append([domainEvent("lost")]), loseConnection),
+        Effect.fail("no")
+      )
+      assert.strictEqual(yield* Effect.flip(store.withTransaction(failing)), "no")
+      assert.strictEqual(yield* Effect.flip(sql.withTransaction(failing)), "no")
+      const appending = Effect.andThen(Effect.orDie(loseConnection), store.append([domainEvent("lost")]))
+      const lost = yield* Effect.flip(store.withTransaction(appending))
+      assert.isTrue(lost.retryable)
+      yield* store.append([domainEvent("kept")])
+      assert.deepStrictEqual(yield* idsAfter(store), ["kept"])
+    }))
+
+  it.live("while the server's disk is full events wait, and are stored once there is space", () =>
+    Effect.gen(function*() {
+      const schema = yield* ownSchema(url)
+      const { context, sql, store } = yield* open(schema)
+      yield* sql`CREATE FUNCTION fill() RETURNS trigger LANGUAGE plpgsql AS
+        'BEGIN RAISE EXCEPTION ''could not extend file: No space left on device'' USING ERRCODE = ''53100''; END'`
+      yield* sql`CREATE TRIGGER fill BEFORE INSERT ON effect_units_events EXECUTE FUNCTION fill()`
+      const refusal = yield* Effect.flip(store.append([domainEvent("d")]))
+      assert.strictEqual(refusal.reason._tag, "Full")
+      assert.isTrue(refusal.retryable)
+      const publisher = Context.get(
+        yield* Layer.build(Layer.provide(Postgres.layerStore(), Layer.succeedContext(context))),
+        EventPublisher
+      )
+      for (const id of ["1", "2", "3"]) publisher.offer(domainEvent(id))
+      yield* sql`DROP TRIGGER fill ON effect_units_events`
+      yield* first(Effect.map(store.lastOffset, Option.liftPredicate((offset) => offset === 3)))
+      assert.deepStrictEqual(yield* idsAfter(store), ["1", "2", "3"])
+    }))
 
   it.live("many processes open a new database at once", () =>
     Effect.gen(function*() {
