@@ -3,6 +3,8 @@
  *
  *     npm run bench -- --json figures.json
  *     node benchmarks/readme.ts figures.json
+ *
+ * A run of one benchmark will do, `node benchmarks/groups.ts --json figures.json`: the other tables stay.
  */
 import { readFileSync, writeFileSync } from "node:fs"
 import type { Report, Results } from "./harness.ts"
@@ -42,5 +44,13 @@ const from = text.indexOf(start)
 const to = text.indexOf(end)
 if (from === -1 || to < from) throw new Error(`README.md needs the markers ${start} and ${end}`)
 const about = Object.entries(machine).map(([name, value]) => `${name} ${value}`).join(", ")
-const figures = [`Measured on: ${about}; \`npm run bench\`.`, ...reports.map(section)].join("\n\n")
+// A run of one benchmark leaves the figures of the others as they are.
+const others = text.slice(from + start.length, to).split(/^(?=### )/m).slice(1).filter((section) =>
+  !reports.some(({ title }) => section.startsWith(`### ${title}\n`))
+)
+const figures = [
+  `Measured on: ${about}; \`npm run bench\`.`,
+  ...others.map((section) => section.trim()),
+  ...reports.map(section)
+].join("\n\n")
 writeFileSync(readme, `${text.slice(0, from + start.length)}\n\n${figures}\n\n${text.slice(to)}`)

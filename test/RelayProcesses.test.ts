@@ -138,11 +138,12 @@ const standStill = Effect.fnUntraced(function*(where: Where, directory: string, 
   )
   const events: Array<EventPublisher.Event> = []
   let batches = 0
-  const append = Effect.suspend(() => {
+  // What is expected is stored, whatever interrupts it.
+  const append = Effect.uninterruptible(Effect.suspend(() => {
     const more = trees(10, `${batches++}:`)
     events.push(...more)
     return store.append(more)
-  })
+  }))
   // Events come all the while.
   const load = yield* Effect.forkChild(Effect.forever(Effect.andThen(append, Effect.sleep("20 millis"))))
   const sends = (child: (typeof children)[number]) =>

@@ -184,7 +184,8 @@ const makeWriter = Effect.fnUntraced(function*(
         if (batch === undefined) return
         kept = batch.items
         unstored = kept.length
-        if (isOpen && kept.length < size) yield* linger
+        // Those who were told that the last batch is stored publish their next event within this turn.
+        if (kept.length < size) yield* isOpen ? linger : Effect.yieldNow
       }
       const events = yield* fill(kept)
       unstored = events.length
