@@ -798,13 +798,18 @@ const makeLog = (sql: SqlClient.SqlClient, wake: Effect.Effect<void>, staged: Ef
 
   const write = makeWrite(sql)
 
+  // PostgreSQL keeps the plan of a prepared statement from when the tables were small, until it has analysed them: a scan, which takes
+  // longer with every event. So what is looked up is planned each time.
+  const planned = <A>(statement: Statement.Statement<A>): Effect.Effect<ReadonlyArray<A>, SqlError.SqlError> =>
+    isPostgres ? statement.unprepared : statement
+
   const known = Effect.fnUntraced(function*(correlationIds: ReadonlyArray<string>) {
     if (correlationIds.length === 0) return { running: new Map(), ended: new Set<string>() }
     const ids = among(sql, "correlation_id", correlationIds)
-    const running = yield* sql<{ correlation_id: string; started_offset: Integer; started_at: Integer }>`
-      SELECT correlation_id, started_offset, started_at FROM effect_units_running WHERE ${ids}`
-    const ended = yield* sql<{ correlation_id: string }>`
-      SELECT correlation_id FROM effect_units_executions WHERE ${ids}`
+    const running = yield* planned(sql<{ correlation_id: string; started_offset: Integer; started_at: Integer }>`
+      SELECT correlation_id, started_offset, started_at FROM effect_units_running WHERE ${ids}`)
+    const ended = yield* planned(sql<{ correlation_id: string }>`
+      SELECT correlation_id FROM effect_units_executions WHERE ${ids}`)
     return {
       running: new Map(running.map((row) => [
         row.correlation_id,
@@ -848,8 +853,8 @@ const makeLog = (sql: SqlClient.SqlClient, wake: Effect.Effect<void>, staged: Ef
     const storeUnknown = Effect.gen(function*() {
       // Looked up under the lock.
       yield* lockedLastOffset
-      const rows = yield* sql<{ id: string }>`
-        SELECT id FROM effect_units_events WHERE ${among(sql, "id", Array.from(unique.keys()))}`
+      const rows = yield* planned(sql<{ id: string }>`
+        SELECT id FROM effect_units_events WHERE ${among(sql, "id", Array.from(unique.keys()))}`)
       for (const { id } of rows) unique.delete(id)
       const unknown = Array.from(unique.values())
       const appended = yield* store(unknown, Rows.executions(unknown))
