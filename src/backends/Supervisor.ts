@@ -15,6 +15,7 @@
  */
 import * as Config from "effect/Config"
 import * as Context from "effect/Context"
+import * as Data from "effect/Data"
 import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -132,6 +133,8 @@ export class Survived extends Schema.TaggedError<Survived>("effect-units/backend
     } goes on after SIGKILL. It may hang in the system (state D in ps), or belong to another user: end it by hand`
   }
 }
+
+class Closed extends Data.TaggedError("Closed")<{ readonly message: string }> {}
 
 const because = (cause: unknown): string => cause instanceof Error ? ` (${cause.message})` : ""
 
@@ -375,7 +378,8 @@ const make = Effect.fnUntraced(function*(options: Options) {
     }
     watched.set(ref.output, one)
     const ready = yield* Deferred.make<void>()
-    yield* Effect.forkIn(follow(one, ready), readers)
+    // At once: a fiber that is interrupted before it begins tells nobody.
+    yield* Effect.forkIn(follow(one, ready), readers, { startImmediately: true })
     yield* Effect.forkIn(Effect.forever(Effect.delay(drain(one), lookInterval)), readers)
     yield* Effect.forkIn(
       handle === undefined
@@ -418,6 +422,12 @@ const make = Effect.fnUntraced(function*(options: Options) {
     return yield* missing
   })
 
+  let isClosed = false
+  /** Nobody would watch or end what a start that outlives the supervisor leaves. */
+  const whileOpen = Effect.suspend(() =>
+    isClosed ? Effect.fail(new Closed({ message: "the scope of its supervisor is closed" })) : Effect.void
+  )
+
   const start = Effect.fnUntraced(function*({ args, command, cwd, env = {}, name }: Start) {
     const PATH = env["PATH"]
     const program = yield* which(command, typeof PATH === "string" ? PATH : undefined)
@@ -432,6 +442,7 @@ const make = Effect.fnUntraced(function*(options: Options) {
     )
     const handleScope = yield* Scope.make()
     return yield* Effect.gen(function*() {
+      yield* whileOpen
       const handle = yield* spawner.spawn(ChildProcess.make("/bin/sh", ["-c", script, output, program, ...args], {
         env: { ...env, [ProcessFamily.markVariable]: output },
         extendEnv: true,
@@ -441,6 +452,7 @@ const make = Effect.fnUntraced(function*(options: Options) {
         stderr: "ignore",
         detached: true
       }))
+      yield* whileOpen
       // It may outlive this program, and its scope does not end it: `stop` does, with all that it started.
       yield* Effect.asVoid(handle.unref)
       const identity = ProcessIdentity.of(handle.pid)
@@ -544,11 +556,15 @@ const make = Effect.fnUntraced(function*(options: Options) {
   })
 
   yield* Effect.addFinalizer((exit) =>
-    Effect.forEach(
-      onClose === "leave" ? [] : [...watched.values()].filter((one) => one.owned),
-      (one) => Effect.catch(end(one, options.stop), (error) => Effect.logError("A child process was not ended", error)),
-      { concurrency: "unbounded", discard: true }
-    ).pipe(Effect.andThen(Scope.close(background, exit)))
+    Effect.suspend(() => {
+      isClosed = true
+      return Effect.forEach(
+        onClose === "leave" ? [] : [...watched.values()].filter((one) => one.owned),
+        (one) =>
+          Effect.catch(end(one, options.stop), (error) => Effect.logError("A child process was not ended", error)),
+        { concurrency: "unbounded", discard: true }
+      )
+    }).pipe(Effect.andThen(Scope.close(background, exit)))
   )
 
   return Supervisor.of({

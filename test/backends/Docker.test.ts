@@ -15,7 +15,7 @@ import { inspect } from "node:util"
 import * as Docker from "../../src/backends/Docker.ts"
 import { type DockerError, reasonOf } from "../../src/backends/DockerError.ts"
 import * as DockerNode from "../../src/backends/DockerNode.ts"
-import { canPublish, dockerd } from "../fixtures/dockerd.ts"
+import { canPublish, dockerd, served } from "../fixtures/dockerd.ts"
 import { archive, registry } from "../fixtures/dockerImage.ts"
 import * as DockerServer from "../fixtures/DockerServer.ts"
 import { freePort } from "../fixtures/ownServer.ts"
@@ -61,18 +61,6 @@ const firstLine = (id: string) =>
 
 const lines = (id: string, options: Parameters<typeof Docker.Docker.Service["logLines"]>[1] = {}) =>
   Docker.Docker.use((docker) => Stream.runCollect(docker.logLines(id, options)))
-
-const served = (port: number, path: string) =>
-  Effect.promise(async () => {
-    // The forwarder listens before the program behind it does.
-    for (;;) {
-      try {
-        return await (await fetch(`http://127.0.0.1:${port}${path}`)).text()
-      } catch {
-        await new Promise((resolve) => setTimeout(resolve, 20))
-      }
-    }
-  })
 
 /** What holds for any engine. */
 const suite = (
@@ -139,7 +127,8 @@ const suite = (
           HostConfig: { Binds: ["/tmp:/models:ro"], Memory: 64 * 1024 * 1024, ShmSize: 128 * 1024 * 1024 }
         }
       })
-      assert.deepStrictEqual(Warnings, [])
+      // What an engine warns of where the machine forwards nothing is no word on this container.
+      assert.deepStrictEqual(Warnings.filter((warning) => !warning.startsWith("IPv4 forwarding is disabled")), [])
       const created = yield* docker.inspectContainer("effect-units-life")
       assert.deepInclude(created, { Id, Name: "/effect-units-life" })
       assert.deepInclude(created.State, { Status: "created", Running: false, Pid: 0, OOMKilled: false, Error: "" })

@@ -127,6 +127,20 @@ describe("Supervisor", () => {
       assert.strictEqual(yield* which(path.join(root, "text")), path.join(root, "text"))
     }).pipe(over()))
 
+  it.effect("starts nothing once it is closed, and says so", () =>
+    Effect.gen(function*() {
+      const scope = yield* Scope.make()
+      const context = yield* Layer.buildWithScope(Layer.provideMerge(supervised(), folder), scope)
+      const { root } = Context.get(context, Folder)
+      yield* passing(Scope.close(scope, Exit.void))
+      fs.mkdirSync(root)
+      yield* Effect.addFinalizer(() => Effect.sync(() => fs.rmSync(root, { recursive: true })))
+      const error = yield* Effect.flip(Effect.provideContext(sh(`touch ${root}/started`), context))
+      assert.strictEqual(error.reason._tag, "SpawnFailed")
+      assert.include(error.message, "the scope of its supervisor is closed")
+      assert.isFalse(fs.existsSync(path.join(root, "started")))
+    }))
+
   it.effect("says why no output can be kept", () =>
     Effect.gen(function*() {
       const { root } = yield* Folder

@@ -12,7 +12,7 @@ import * as DockerNode from "../../src/backends/DockerNode.ts"
 import * as ContainerRuntime from "../../src/engine/ContainerRuntime.ts"
 import * as Recipe from "../../src/engine/Recipe.ts"
 import type { Launch, RuntimeError } from "../../src/engine/Runtime.ts"
-import { canPublish, dockerd } from "../fixtures/dockerd.ts"
+import { canPublish, dockerd, served } from "../fixtures/dockerd.ts"
 import { archive, registry } from "../fixtures/dockerImage.ts"
 import * as DockerServer from "../fixtures/DockerServer.ts"
 import { freePort } from "../fixtures/ownServer.ts"
@@ -59,18 +59,6 @@ const failureOf = <A, R>(effect: Effect.Effect<A, RuntimeError, R>) =>
   Effect.matchEffect(effect, {
     onFailure: Effect.succeed,
     onSuccess: () => Effect.die(new Error("it succeeded"))
-  })
-
-const served = (port: number, path: string) =>
-  Effect.promise(async () => {
-    // The port is published before the engine behind it listens.
-    for (;;) {
-      try {
-        return await (await fetch(`http://127.0.0.1:${port}${path}`)).text()
-      } catch {
-        await new Promise((resolve) => setTimeout(resolve, 20))
-      }
-    }
   })
 
 const temporary = Effect.acquireRelease(

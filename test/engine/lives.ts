@@ -23,11 +23,12 @@ const during = Effect.fnUntraced(function*(status: Engine.EngineStatus) {
   yield* until(Effect.map(Engine.get(named), (engine) => engine.status === status))
 })
 
-/** An engine whose start is under way, and goes on to be. */
+/** An engine whose start is under way, and goes on to be: its process runs, and is not ready. */
 const beingStarted = Effect.gen(function*() {
   yield* installed({ readyAfter: "never" })
   yield* Effect.forkScoped(Effect.exit(Engine.start(start)))
   yield* during("starting")
+  yield* noted(/^\d+ \d+$/)
 })
 
 /** An engine whose installation is under way, and goes on to be. */
