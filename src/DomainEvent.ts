@@ -41,6 +41,10 @@ export const DomainEvent = Schema.Struct({
   root_id: Schema.optionalKey(Schema.NonEmptyString),
   /** The unit that published it; absent outside of any. */
   unit_name: Schema.optionalKey(Schema.String),
+  /** W3C trace id of the ambient span, as lifecycle events have it. */
+  trace_id: Schema.optionalKey(Schema.String),
+  /** W3C span id of the ambient span. */
+  span_id: Schema.optionalKey(Schema.String),
   /** What `Execution.annotate` set around it. */
   attributes: Schema.optionalKey(
     Schema.Record(Schema.String, Schema.Union([Schema.String, Schema.Finite, Schema.Boolean]))
@@ -124,6 +128,7 @@ export const define = <const Fields extends Schema.Struct.Fields>(
             encode,
             clock: fiber.getRef(Clock.Clock),
             surroundings,
+            span: fiber.cache.span,
             limits: publisher.limits
           })
         )
@@ -150,6 +155,8 @@ export const toJson = (event: DomainEvent): DomainEvent => ({
   ...(event.correlation_id === undefined ? {} : { correlation_id: event.correlation_id }),
   ...(event.root_id === undefined ? {} : { root_id: event.root_id }),
   ...(event.unit_name === undefined ? {} : { unit_name: event.unit_name }),
+  ...(event.trace_id === undefined ? {} : { trace_id: event.trace_id }),
+  ...(event.span_id === undefined ? {} : { span_id: event.span_id }),
   ...(event.attributes === undefined ? {} : { attributes: event.attributes }),
   source: event.source,
   sequence: event.sequence,

@@ -7,6 +7,7 @@
  * @since 0.1.0
  */
 import * as Cause from "effect/Cause"
+import * as Clock from "effect/Clock"
 import * as Config from "effect/Config"
 import * as Console from "effect/Console"
 import * as Context from "effect/Context"
@@ -214,6 +215,74 @@ export interface Publisher {
 export class EventPublisher extends Context.Service<EventPublisher, Publisher>()("effect-units/EventPublisher") {}
 
 /**
+ * Stands for an event that a publisher has accepted and its transport has yet to acknowledge. A function that publishes in batches returns
+ * it in place of an Effect that waits: nothing is run for each event.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export class Receipt {
+  private exit: Exit.Exit<void, PublishError> | undefined
+  private readonly waiting: Array<(exit: Exit.Exit<void, PublishError>) => void> = []
+  private readonly withdraw: (() => void) | undefined
+
+  /** `withdraw` is called when somebody who waits gives up. */
+  constructor(withdraw?: () => void) {
+    this.withdraw = withdraw
+  }
+
+  /** Says what became of the event; only the first time counts. */
+  settle(exit: Exit.Exit<void, PublishError>): void {
+    if (this.exit !== undefined) return
+    this.exit = exit
+    for (const tell of this.waiting.splice(0)) tell(exit)
+  }
+
+  /** Waits until it is settled; `start` is called before, and what it gives at the end. */
+  private wait(
+    start: (giveUp: (exit: Exit.Exit<void, PublishError>) => void) => () => void
+  ): Effect.Effect<void, PublishError> {
+    return Effect.callback((resume) => {
+      if (this.exit !== undefined) return resume(this.exit)
+      const tell = (exit: Exit.Exit<void, PublishError>): void => {
+        end()
+        resume(exit)
+      }
+      const leave = (): void => {
+        const index = this.waiting.indexOf(tell)
+        if (index >= 0) this.waiting.splice(index, 1)
+        this.withdraw?.()
+      }
+      const end = start((exit) => {
+        leave()
+        resume(exit)
+      })
+      this.waiting.push(tell)
+      return Effect.sync(() => {
+        end()
+        leave()
+      })
+    })
+  }
+
+  /** Waits for the acknowledgement. */
+  get acknowledged(): Effect.Effect<void, PublishError> {
+    return this.wait(() => () => {})
+  }
+
+  /**
+   * Waits for it so long at most.
+   *
+   * @internal
+   */
+  within(time: Duration.Duration, late: () => PublishError): Effect.Effect<void, PublishError> {
+    return Effect.contextWith((context: Context.Context<never>) =>
+      this.wait((giveUp) => after(context, time, () => giveUp(Exit.fail(late()))))
+    )
+  }
+}
+
+/**
  * Settings of `make` and `layer`.
  *
  * @category models
@@ -221,10 +290,10 @@ export class EventPublisher extends Context.Service<EventPublisher, Publisher>()
  */
 export interface Options {
   /**
-   * Publishes one event: at once, or as an Effect. A function that throws and an Effect that fails or dies count as a failure
-   * to publish.
+   * Publishes one event: at once, as an Effect, or by a `Receipt` that is settled later. A function that throws and an Effect that fails
+   * or dies count as a failure to publish.
    */
-  readonly publish: (event: Event) => void | Effect.Effect<void, PublishError>
+  readonly publish: (event: Event) => void | Effect.Effect<void, PublishError> | Receipt
   /** Default `open`. `transactional` needs `transaction`. */
   readonly policy?: Policy | undefined
   /** Needed by the `transactional` policy, and used by no other. */
@@ -233,7 +302,7 @@ export interface Options {
   readonly source?: string | undefined
   /** How many events may wait for an Effect that publishes, under the `open` policy; more are dropped and counted. Default 16,384. */
   readonly capacity?: number | undefined
-  /** How long one Effect may take before it is interrupted and counted as a failure. Default 30 seconds. */
+  /** How long one Effect or receipt may take before it is given up and counted as a failure. Default 30 seconds. */
   readonly timeout?: Duration.Input | undefined
   /** How long the end of an execution waits under the policies `closed` and `transactional`. Default 5 seconds. */
   readonly terminalTimeout?: Duration.Input | undefined
@@ -259,6 +328,25 @@ const closedError = (event: Event): PublishError => new PublishError({ event_id:
 const timedOut = (event: Event, after: Duration.Duration): PublishError =>
   new PublishError({ event_id: event.id, reason: new TimedOut({ after_ms: Duration.toMillis(after) }) })
 
+const liveClock = Context.get(Context.empty(), Clock.Clock)
+/** What `setTimeout` takes at most, in milliseconds. */
+const longestTimer = 2 ** 31 - 1
+
+/** Calls back after a time by the clock, unless what it gives is called before. */
+const after = (context: Context.Context<never>, time: Duration.Duration, then: () => void): () => void => {
+  const millis = Duration.toMillis(time)
+  if (Context.get(context, Clock.Clock) === liveClock && millis <= longestTimer) {
+    // As that clock sleeps, without a fiber: this is on the path of every event that is waited for.
+    const timer = setTimeout(then, millis)
+    return () => clearTimeout(timer)
+  }
+  const timer = Effect.runForkWith(context)(Effect.sleep(time))
+  timer.addObserver((exit) => {
+    if (Exit.isSuccess(exit)) then()
+  })
+  return () => timer.interruptUnsafe()
+}
+
 /** Gives up on an effect after a time, even on one that does not heed its interruption. */
 const within = <A, E>(
   effect: Effect.Effect<A, E>,
@@ -267,25 +355,22 @@ const within = <A, E>(
 ): Effect.Effect<A, E> =>
   Effect.contextWith((context: Context.Context<never>) =>
     Effect.callback((resume) => {
-      const fork = Effect.runForkWith(context)
-      const work = fork(effect)
+      const work = Effect.runForkWith(context)(effect)
       const exit = work.pollUnsafe()
       if (exit !== undefined) return resume(exit)
-      const timer = fork(Effect.sleep(time))
       let isLate = false
-      work.addObserver((exit) => {
-        if (isLate) return
-        timer.interruptUnsafe()
-        resume(exit)
-      })
-      timer.addObserver((exit) => {
-        if (Exit.isFailure(exit)) return
+      const cancel = after(context, time, () => {
         isLate = true
         work.interruptUnsafe()
         resume(late)
       })
+      work.addObserver((exit) => {
+        if (isLate) return
+        cancel()
+        resume(exit)
+      })
       return Effect.sync(() => {
-        timer.interruptUnsafe()
+        cancel()
         work.interruptUnsafe()
       })
     })
@@ -382,15 +467,14 @@ class PublisherImpl implements Publisher {
       Effect.suspend(() => {
         if (this.closed) return Effect.fail(closedError(event))
         number(event, this)
-        const effect = this.call(event)
-        return effect === undefined ? Effect.void : this.guarded(event, effect)
+        return this.call(event) ?? Effect.void
       })
     )
 
   /** Publishes what `offer` has accepted. */
   readonly publishAccepted = ({ effect, event }: Accepted): Effect.Effect<void> => {
     if (this.queue.size === 0) this.overflowing = false
-    return Effect.ignore(this.settle(event, this.guarded(event, effect)))
+    return Effect.ignore(this.settle(event, effect))
   }
 
   /** Takes no more events. */
@@ -424,11 +508,13 @@ class PublisherImpl implements Publisher {
     ).pipe(Effect.runForkWith(this.context))
   }
 
+  /** What is left to do, within its time. */
   private call(event: Event): Effect.Effect<void, PublishError> | undefined {
     const before = this.sending.enter()
     try {
       const result = this.send(event)
-      return result !== undefined && Effect.isEffect(result) ? result : undefined
+      if (result instanceof Receipt) return result.within(this.timeout, () => timedOut(event, this.timeout))
+      return result !== undefined && Effect.isEffect(result) ? this.guarded(event, result) : undefined
     } finally {
       this.sending.leave(before)
     }

@@ -24,7 +24,8 @@ export interface Attributes {
  * **Details**
  *
  * `correlation_id` is the UUID that both events of the run carry. `parent_id` is the enclosing execution's, absent at the
- * root; `root_id` is the outermost one's, and equals `correlation_id` at the root.
+ * root; `root_id` is the outermost one's, and equals `correlation_id` at the root. `trace_id` is the W3C trace that the tree belongs to: that
+ * of the span around its root, absent where there was none.
  *
  * @category models
  * @since 0.1.0
@@ -33,6 +34,7 @@ export interface Execution {
   readonly correlation_id: string
   readonly parent_id: string | undefined
   readonly root_id: string
+  readonly trace_id?: string | undefined
   readonly unit_name: string
   readonly domain: string
   readonly kind: "command" | "query"
@@ -140,6 +142,11 @@ export const withIdGenerator: {
 /**
  * Runs an effect as if inside of an execution that is known by its ids alone: what goes on in another process, or was read from
  * a message. Executions inside name it as their parent.
+ *
+ * **Details**
+ *
+ * With its `trace_id`, which `current` gives, they are in the trace of their tree where no span is active around them. A span that is has its own
+ * trace: begin it below the one that came with the message, as by its `traceparent`.
  *
  * @category combinators
  * @since 0.1.0

@@ -35,7 +35,7 @@ const common = {
   parent_id: Schema.optionalKey(Id),
   /** `correlation_id` of the outermost execution; its own at the root. */
   root_id: Id,
-  /** W3C trace id of the ambient span, 32 hexadecimal digits. */
+  /** W3C trace id of the ambient span, 32 hexadecimal digits; without one that of the span around the root, in whatever process. */
   trace_id: Schema.optionalKey(Schema.String),
   /** W3C span id of the ambient span, 16 hexadecimal digits. */
   span_id: Schema.optionalKey(Schema.String),
@@ -263,7 +263,7 @@ export const fromJson: (json: unknown) => Effect.Effect<ExecutionEvent, Schema.S
  *
  * `id` is the event's, `source` is `/effect-units/<source>`, `type` is `effect-units.<event_type>`, `subject` the unit's name,
  * `data` the wire object. Extension attributes: `correlationid`, `partitionkey` (the root execution's id, so that a tree
- * of executions stays in one partition), `sequence`, and `traceparent` when a span was active.
+ * of executions stays in one partition), `sequence`, and `traceparent` when a span was active, always with the flag "sampled".
  *
  * Source of the format: CloudEvents specification 1.0.2, with its extensions Distributed Tracing, Partitioning and Sequence.
  *

@@ -54,6 +54,19 @@ describe("DomainEvent", () => {
       ])
     }).pipe(Effect.provide(layerTest)))
 
+  it.effect("has the ids of the span that was active around it, inside and outside of executions", () =>
+    Effect.gen(function*() {
+      const publish = Effect.andThen(Shipped.publish({ order_id: "o-3", at: new Date(0) }), ship())
+      const { spanId, traceId } = yield* Effect.withSpan(Effect.andThen(publish, Effect.currentSpan), "request")
+      const events = yield* (yield* TestEvents).domainEvents
+      for (const event of events) {
+        const decoded = yield* DomainEvent.fromJson(JSON.parse(JSON.stringify(DomainEvent.toJson(event))))
+        assert.deepStrictEqual([decoded.trace_id, decoded.span_id], [traceId, spanId])
+        assert.strictEqual(DomainEvent.toCloudEvent(event).traceparent, `00-${traceId}-${spanId}-01`)
+      }
+      assert.deepStrictEqual(events.map(({ unit_name }) => unit_name), [undefined, "order.ship"])
+    }).pipe(Effect.provide(layerTest)))
+
   it.effect("shows its payload as it was when it was published", () =>
     Effect.gen(function*() {
       const Progress = DomainEvent.define("order.progress", {

@@ -1,5 +1,5 @@
 import { assert, describe, expectTypeOf, it } from "@effect/vitest"
-import { Cause, Context, Deferred, Effect, Exit, Fiber, Schema, Stream } from "effect"
+import { Cause, Context, Deferred, Effect, Exit, Fiber, Option, Schema, Stream } from "effect"
 import { Clock } from "effect"
 import { TestClock } from "effect/testing"
 import * as DomainEvent from "../src/DomainEvent.ts"
@@ -8,6 +8,7 @@ import * as Execution from "../src/Execution.ts"
 import { type ExecutionEvent, isExecutionEvent, isTerminal } from "../src/ExecutionEvent.ts"
 import { instrument, instrumentStream } from "../src/instrument.ts"
 import { violations } from "../src/testing/lifecycle.ts"
+import { started } from "./fixtures/events.ts"
 import { type Event, idle, makeWorld, named, range, recorder, sequences, short, unavailable } from "./publisherWorld.ts"
 
 const Said = DomainEvent.define("chat.said", { text: Schema.String })
@@ -342,6 +343,54 @@ describe("closed", () => {
         assert.deepStrictEqual([runs(), events], [0, []])
         assert.deepStrictEqual(world.counts(), { "failures Unavailable": 1 })
       }
+    }))
+
+  it.effect("a receipt tells what becomes of an event, once, and who gives up waiting withdraws it", () =>
+    Effect.gen(function*() {
+      const receipts = new Map<string, EventPublisher.Receipt>()
+      const withdrawn: Array<string> = []
+      const publisher = yield* EventPublisher.make({
+        policy: "closed",
+        timeout: "3 seconds",
+        publish: (event) => {
+          const receipt = new EventPublisher.Receipt(() => void withdrawn.push(event.id))
+          receipts.set(event.id, receipt)
+          if (event.id === "at once:started") receipt.settle(Exit.void)
+          return receipt
+        }
+      })
+      const publish = (id: string) =>
+        Effect.forkChild(Effect.exit(publisher.publish(started(id))), { startImmediately: true })
+      const reason = (exit: Exit.Exit<void, EventPublisher.PublishError>) =>
+        Exit.isSuccess(exit) ? "published" : Option.getOrUndefined(Exit.findErrorOption(exit))?.reason._tag
+
+      const fibers = yield* Effect.forEach(["at once", "stored", "refused", "forgotten", "left"], publish)
+      receipts.get("stored:started")?.settle(Exit.void)
+      receipts.get("stored:started")?.settle(Exit.fail(unavailable(started("stored"))))
+      receipts.get("refused:started")?.settle(Exit.fail(unavailable(started("refused"))))
+      const left = fibers.pop()
+      if (left !== undefined) yield* Fiber.interrupt(left)
+      yield* TestClock.adjust("3 seconds")
+      const exits = yield* Effect.forEach(fibers, Fiber.join)
+      assert.deepStrictEqual(exits.map(reason), ["published", "published", "Unavailable", "TimedOut"])
+      assert.deepStrictEqual(withdrawn, ["left:started", "forgotten:started"])
+      assert.deepStrictEqual(yield* receipts.get("stored:started")?.acknowledged ?? Effect.die("no receipt"), undefined)
+    }))
+
+  it.live("gives up by the clock of the machine, too, and by no timer of an event that was published", () =>
+    Effect.gen(function*() {
+      const reasons: Array<string> = []
+      const answers = [Effect.sleep("1 millis"), Effect.never, Effect.sleep("1 millis")]
+      const publisher = yield* EventPublisher.make({
+        policy: "closed",
+        timeout: "30 millis",
+        publish: () => Effect.uninterruptible(answers.shift() ?? Effect.void)
+      })
+      for (const id of ["a", "b", "c"]) {
+        const exit = yield* Effect.exit(publisher.publish(started(id)))
+        reasons.push(Exit.isSuccess(exit) ? "published" : Option.getOrThrow(Exit.findErrorOption(exit)).reason._tag)
+      }
+      assert.deepStrictEqual(reasons, ["published", "TimedOut", "published"])
     }))
 
   it.effect("beside an open publisher: that one has the end, at once, whatever becomes of it in the other", () =>

@@ -52,6 +52,18 @@ const truncatedBytes = (bytes: number, content: string | Uint8Array): Schema.Jso
   sha256: createHash("sha256").update(content).digest("hex")
 })
 
+/**
+ * What is shown of a value where there is no room for it: all of it up to a kibibyte, else the size and the hash of its text, which is its JSON
+ * where it is no string.
+ *
+ * @internal
+ */
+export const outline = (value: Schema.Json): Schema.Json => {
+  const content = typeof value === "string" ? value : JSON.stringify(value)
+  const bytes = Buffer.byteLength(content)
+  return bytes > 1024 ? truncatedBytes(bytes, content) : value
+}
+
 const truncatedItems = (items: number): Schema.Json => ({ $truncated: true, items })
 
 const text = (value: string, limits: Limits): Schema.Json => {

@@ -62,6 +62,13 @@ const wallTime = (clock: Clock.Clock, nanos: bigint): Tick => {
  */
 export const rootCount = (): number => rootsStarted
 
+const w3c = (id: string | undefined, digits: number): string | undefined =>
+  id !== undefined && id.length === digits && /^[0-9a-f]+$/.test(id) ? id : undefined
+
+/** A span whose ids are those of W3C Trace Context. */
+const contextOf = (span: Tracer.AnySpan | undefined): Tracer.AnySpan | undefined =>
+  w3c(span?.traceId, 32) === undefined || w3c(span?.spanId, 16) === undefined ? undefined : span
+
 // Fields below are declared, not defined: a defined field is written twice, first as `undefined`, and these are made for every call.
 
 /** @internal */
@@ -78,6 +85,8 @@ export class LiveExecution implements Execution, Surroundings {
   // Ids, not the executions themselves: a chain of daemons must not keep all of its ancestors alive.
   declare readonly parentId: LazyId | undefined
   declare readonly rootId: LazyId
+  /** What says which trace the whole tree is in: the span around its root, or an execution from elsewhere. */
+  declare private readonly origin: Tracer.AnySpan | Execution | undefined
   /** The number of its root execution in the order of their starts; what tells a whole tree from one that was joined midway. */
   declare readonly rootOrder: number
   /** Known only where the input may hold secrets: what else is serialised must not repeat them. */
@@ -106,15 +115,18 @@ export class LiveExecution implements Execution, Surroundings {
     if (parent === undefined) {
       this.parentId = undefined
       this.rootId = this.id
+      this.origin = span
       this.rootOrder = ++rootsStarted
     } else if (parent instanceof LiveExecution) {
       this.parentId = parent.id
       this.rootId = parent.rootId
+      this.origin = parent.origin
       this.rootOrder = parent.rootOrder
     } else {
       // A parent from elsewhere: for those who watch this process, the tree begins here.
       this.parentId = new LazyId(start, parent.correlation_id)
       this.rootId = new LazyId(start, parent.root_id)
+      this.origin = parent.trace_id === undefined ? span : parent
       this.rootOrder = ++rootsStarted
     }
     this.clock = clock
@@ -139,6 +151,11 @@ export class LiveExecution implements Execution, Surroundings {
   }
   get root_id(): string {
     return this.rootId.value
+  }
+  get trace_id(): string | undefined {
+    const { origin } = this
+    if (origin === undefined) return undefined
+    return "traceId" in origin ? contextOf(origin)?.traceId : w3c(origin.trace_id, 32)
   }
   get unit_name(): string {
     return this.unit.name
@@ -172,9 +189,6 @@ const timestamp = (millis: number): string => {
   const date = new Date(millis)
   return Number.isNaN(date.getTime()) ? new Date(0).toISOString() : date.toISOString()
 }
-
-const w3c = (id: string | undefined, digits: number): string | undefined =>
-  id !== undefined && id.length === digits && /^[0-9a-f]+$/.test(id) ? id : undefined
 
 /** Base of the live events. Subclasses add the payload. */
 abstract class Live {
@@ -215,12 +229,10 @@ abstract class LiveExecutionEvent extends Live {
     return this.execution.rootId.value
   }
   get trace_id(): string | undefined {
-    const span = this.execution.span
-    return w3c(span?.spanId, 16) === undefined ? undefined : w3c(span?.traceId, 32)
+    return contextOf(this.execution.span)?.traceId ?? this.execution.trace_id
   }
   get span_id(): string | undefined {
-    const span = this.execution.span
-    return w3c(span?.traceId, 32) === undefined ? undefined : w3c(span?.spanId, 16)
+    return contextOf(this.execution.span)?.spanId
   }
   get attributes(): Attributes | undefined {
     return attributesOf(this.execution.attributes, this.execution, this.execution.limits)
@@ -330,6 +342,7 @@ export class LiveDomainEvent extends Live {
   declare readonly type: string
   declare readonly domain: string
   declare readonly execution: Execution | undefined
+  declare private readonly span: Tracer.AnySpan | undefined
   declare private readonly value: unknown
   declare private readonly encode: Encode.Encoder
   declare private readonly millis: number
@@ -345,6 +358,7 @@ export class LiveDomainEvent extends Live {
     readonly encode: Encode.Encoder
     readonly clock: Clock.Clock
     readonly surroundings: Surroundings
+    readonly span: Tracer.AnySpan | undefined
     readonly limits: Json.Limits
   }) {
     super()
@@ -358,6 +372,7 @@ export class LiveDomainEvent extends Live {
       ? execution.start.millis + Math.floor(execution.elapsed() / 1e6)
       : options.clock.currentTimeMillisUnsafe()
     this.execution = execution
+    this.span = options.span
     this.surrounding = options.surroundings.attributes
     this.limits = options.limits
     this.lazyId = new LazyId({ millis: this.millis }, undefined)
@@ -378,6 +393,12 @@ export class LiveDomainEvent extends Live {
   }
   get unit_name(): string | undefined {
     return this.execution?.unit_name
+  }
+  get trace_id(): string | undefined {
+    return contextOf(this.span)?.traceId ?? this.execution?.trace_id
+  }
+  get span_id(): string | undefined {
+    return contextOf(this.span)?.spanId
   }
   get attributes(): Attributes | undefined {
     return attributesOf(this.surrounding, this.execution, this.limits)
