@@ -28,6 +28,7 @@
  * @since 0.1.0
  */
 import * as Arr from "effect/Array"
+import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
 import type * as DateTime from "effect/DateTime"
@@ -46,7 +47,6 @@ import * as Semaphore from "effect/Semaphore"
 import * as Migrator from "effect/sql/Migrator"
 import * as SqlClient from "effect/sql/SqlClient"
 import * as SqlError from "effect/sql/SqlError"
-import type * as Statement from "effect/sql/Statement"
 import * as Stream from "effect/Stream"
 import * as Sqlite from "./backends/Sqlite.ts"
 import type { ConsumerGroups } from "./ConsumerGroups.ts"
@@ -54,8 +54,12 @@ import * as DomainEvent from "./DomainEvent.ts"
 import type { Event } from "./EventPublisher.ts"
 import { EventSubscriber } from "./EventSubscriber.ts"
 import * as ExecutionEvent from "./ExecutionEvent.ts"
+import { describe, inRealTime, monotonicMillis } from "./internal/brokers.ts"
+import * as Closing from "./internal/closing.ts"
+import * as Log from "./internal/eventLog.ts"
 import * as Rows from "./internal/eventRows.ts"
 import * as Migrations from "./internal/eventStoreMigrations.ts"
+import * as ExecutionRecords from "./internal/executionRecords.ts"
 import * as GroupMember from "./internal/groupMember.ts"
 import * as Groups from "./internal/groups.ts"
 import { uuidV7 } from "./internal/ids.ts"
@@ -256,7 +260,8 @@ export class Busy extends Schema.TaggedError<Busy>("effect-units/EventStore/Busy
 }
 
 /**
- * The database may be read and not written. A retry does not help.
+ * The file, or the tables, may be read and not written. A retry does not help. A PostgreSQL server that is read-only as a whole, as after
+ * a failover, is `Unavailable` and counts as one that comes back.
  *
  * @category errors
  * @since 0.1.0
@@ -319,6 +324,24 @@ export class Undecodable extends Schema.TaggedError<Undecodable>("effect-units/E
 }
 
 /**
+ * The log ends before the offset after which it was to be followed: the offset is of another database, or this one was restored from an
+ * older copy. A retry does not help; decide where to go on.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class BeyondEnd extends Schema.TaggedError<BeyondEnd>("effect-units/EventStore/BeyondEnd")("BeyondEnd", {
+  after: Schema.Int,
+  last_offset: Schema.Int
+}) {
+  readonly retryable = false
+  override get message(): string {
+    return `there is nothing after offset ${this.after}, as the log ends at ${this.last_offset}: it is another one, or was restored from ` +
+      "an older copy; choose an offset of it to go on after"
+  }
+}
+
+/**
  * The database failed in another way, which `detail` tells.
  *
  * @category errors
@@ -342,7 +365,7 @@ export class Unavailable extends Schema.TaggedError<Unavailable>("effect-units/E
  */
 export class EventStoreError extends Schema.TaggedError<EventStoreError>("effect-units/EventStore/EventStoreError")(
   "EventStoreError",
-  { reason: Schema.Union([Full, Busy, ReadOnly, NotADatabase, NewerVersion, Undecodable, Unavailable]) }
+  { reason: Schema.Union([Full, Busy, ReadOnly, NotADatabase, NewerVersion, Undecodable, BeyondEnd, Unavailable]) }
 ) {
   override readonly cause = this.reason
   override get message(): string {
@@ -367,9 +390,11 @@ export interface Store {
    *
    * **Details**
    *
-   * An event whose id the log has is not stored again, and an execution that has ended takes no second terminal event, so a
-   * retry is safe. `owned` says that this process runs the executions: should it die, they are closed as abandoned. Publishers
-   * of this process set it, relays of foreign events do not.
+   * An event whose id the log has is not stored again, until `prune` deletes it, and an execution that has ended takes no second terminal event, so a
+   * retry is safe. On PostgreSQL an event whose JSON has more than 8 MiB is stored with `{ $truncated, bytes, sha256 }` in place of what
+   * it carries: its input, output, error or payload. In a transaction there terminal events are looked up at once, and what else the log has is left out once it
+   * is placed. `owned` says that this process runs the executions: should it die, they are closed as abandoned. Publishers of this
+   * process set it, relays of foreign events do not.
    */
   readonly append: (
     events: ReadonlyArray<Event>,
@@ -397,6 +422,7 @@ export interface Store {
    *
    * Appends by this store are seen at once; those of other processes within `pollInterval` (default 1 second). It reads at the
    * pace of its consumer and holds 500 events at most. It ends with a failure only; go on after the last offset that was seen.
+   * Where the log ends before that offset, as after a restore from an older copy, it fails with the reason `BeyondEnd`.
    */
   readonly tail: (options?: {
     readonly after?: number | undefined
@@ -448,7 +474,7 @@ export interface Store {
   /** Saves how far a consumer has come. Inside of `withTransaction` it commits together with what the consumer wrote. */
   readonly saveCheckpoint: (consumer: string, offset: number) => Effect.Effect<void, EventStoreError>
 
-  /** Forgets how far a consumer has come, so that `prune` waits for it no more. */
+  /** Forgets how far a consumer has come, so that `prune` waits for it no more. Does nothing where the name is not known. */
   readonly removeCheckpoint: (consumer: string) => Effect.Effect<void, EventStoreError>
 
   /**
@@ -457,7 +483,15 @@ export interface Store {
    */
   readonly pending: Effect.Effect<Pending, EventStoreError>
 
-  /** Runs an effect in a transaction of the store's client, or in the one around it as a savepoint. */
+  /**
+   * Runs an effect in a transaction of the store's client, or in the one around it as a savepoint.
+   *
+   * **Details**
+   *
+   * Where events were appended in a transaction of PostgreSQL and its connection is lost in the commit, the server is asked what became of
+   * it, for at most 5 seconds: what was committed succeeds. A commit that the server still works on after 2 of them is ended. If it cannot
+   * be found out, the transaction fails with `retryable: false`, as it may be done, and this store appends nothing more until it is known.
+   */
   readonly withTransaction: <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E | EventStoreError, R>
 
   /**
@@ -497,122 +531,16 @@ export interface Options {
   readonly notifications?: ((channel: string) => Stream.Stream<unknown, unknown>) | undefined
 }
 
-const batchSize = 500
-// Milliseconds that a process may keep the lock of the log and do nothing.
-const longestLock = 10_000
-// Schemas of one database share its channels.
-const channel = "'effect_units_' || md5(current_schema())"
-const scanSize = 1000
-const maxLimit = 1000
-const countedChildren = 1000
-
-// Few sizes, so that few statement texts are prepared and kept.
-const insertSizes = [64, 16, 4, 1] as const
-
-type Insert<Row> = (rows: ReadonlyArray<Row>) => Effect.Effect<void, SqlError.SqlError>
-
-/** Inserts rows, some at a time, with texts that are compiled once for each number of rows. */
-const makeInsert = <Row extends object>(
-  sql: SqlClient.SqlClient,
-  table: string,
-  columns: ReadonlyArray<keyof Row & string>
-): Insert<Row> => {
-  const blank = Object.fromEntries(columns.map((column) => [column, null]))
-  const texts = insertSizes.map((size) => ({
-    size,
-    text: sql`INSERT INTO ${sql(table)} ${sql.insert(Arr.makeBy(size, () => blank))}`.compile()[0]
-  }))
-  return (rows) => {
-    const statements: Array<Statement.Statement<object>> = []
-    let from = 0
-    for (const { size, text } of texts) {
-      for (; rows.length - from >= size; from += size) {
-        const values: Array<unknown> = []
-        for (let index = from; index < from + size; index++) {
-          // In bounds by the condition of the loop above.
-          const row = rows[index]!
-          for (const column of columns) values.push(row[column])
-        }
-        statements.push(sql.unsafe(text, values))
-      }
-    }
-    return Effect.forEach(statements, (statement) => statement, { discard: true })
-  }
+const doubt = {
+  detail: "the connection was lost in a commit, and the server has yet to say whether that was done",
+  retryable: false,
+  cause: undefined
 }
 
-/**
- * An array as a parameter for PostgreSQL. The client looks for its type in its values, where numbers would be narrow or wide ones, and nulls
- * nothing; so these go as text.
- */
-const array = (values: ReadonlyArray<unknown>): unknown =>
-  values.every((value) => value === null || typeof value === "number")
-    ? `{${values.map((value) => value === null ? "NULL" : String(value)).join()}}`
-    : values
-
-/** Rows as the columns of `unnest`, with one text for any number of them. */
-const unnested = <Row extends object>(columns: ReadonlyArray<keyof Row & string>, first: number) => {
-  const types = columns.map((column, index) =>
-    `$${first + index}::${Rows.integerColumns.has(column) ? "bigint" : "text"}[]`
-  )
-  return {
-    text: `(${columns.join(", ")}) SELECT * FROM unnest(${types.join(", ")})`,
-    parameters: (rows: ReadonlyArray<Row>) => columns.map((column) => array(rows.map((row) => row[column])))
-  }
-}
-
-/** Writes what a batch changes: on PostgreSQL in one statement, and so in one round trip. */
-const makeWrite = (
-  sql: SqlClient.SqlClient
-): (plan: Rows.Plan, next: number) => Effect.Effect<void, SqlError.SqlError> =>
-  sql.onDialectOrElse({
-    pg: () => {
-      const events = unnested<Rows.Prepared>(Rows.eventColumns, 3)
-      const running = unnested<Rows.RunningRow>(Rows.runningColumns, 3 + Rows.eventColumns.length)
-      const ended = unnested<Rows.EndedRow>(
-        Rows.endedColumns,
-        3 + Rows.eventColumns.length + Rows.runningColumns.length
-      )
-      const text = `WITH moved AS (UPDATE effect_units_log SET last_offset = $1 WHERE name = 'events' RETURNING name),
-        done AS (DELETE FROM effect_units_running WHERE started_offset = ANY($2::bigint[])),
-        events AS (INSERT INTO effect_units_events ${events.text}),
-        running AS (INSERT INTO effect_units_running ${running.text}),
-        ended AS (INSERT INTO effect_units_executions ${ended.text})
-        SELECT pg_notify(${channel}, '') FROM moved`
-      return (plan: Rows.Plan, next: number) =>
-        Effect.asVoid(sql.unsafe(text, [
-          next,
-          array(plan.noLongerRunning),
-          ...events.parameters(plan.events),
-          ...running.parameters(plan.running),
-          ...ended.parameters(plan.ended)
-        ]))
-    },
-    orElse: () => {
-      const insertEvents = makeInsert<Rows.Prepared>(sql, "effect_units_events", Rows.eventColumns)
-      const insertRunning = makeInsert<Rows.RunningRow>(sql, "effect_units_running", Rows.runningColumns)
-      const insertEnded = makeInsert<Rows.EndedRow>(sql, "effect_units_executions", Rows.endedColumns)
-      return Effect.fnUntraced(function*(plan: Rows.Plan, next: number) {
-        yield* insertEvents(plan.events)
-        if (plan.noLongerRunning.length > 0) {
-          yield* sql`DELETE FROM effect_units_running WHERE ${among(sql, "started_offset", plan.noLongerRunning)}`
-        }
-        yield* insertRunning(plan.running)
-        yield* insertEnded(plan.ended)
-        yield* sql`UPDATE effect_units_log SET last_offset = ${next} WHERE name = 'events'`
-      })
-    }
-  })
-
-/** Repeats the last value up to the next power of two, again for few statement texts. */
-const padded = <A>(values: ReadonlyArray<A>): ReadonlyArray<A> => {
-  const last = values.at(-1)
-  if (last === undefined) return values
-  const size = 2 ** Math.ceil(Math.log2(values.length))
-  return [...values, ...Array.from({ length: size - values.length }, () => last)]
-}
-
-const bounded = (limit: number | undefined): number => Math.min(Math.max(1, Math.trunc(limit ?? 100)), maxLimit)
-
+// Milliseconds within which the server has to say what became of a commit on which the connection was lost, and after which it is not to
+// work on it any more.
+const longestDoubt = 5000
+const longestCommit = 2000
 /**
  * What a failure of the store's client means: which of the reasons it is, and so whether a retry helps.
  *
@@ -644,8 +572,6 @@ export const fromSqlError = (error: SqlError.SqlError): EventStoreError => {
     switch (state) {
       case "53100":
         return new Full({ cause })
-      case "25006":
-        return new ReadOnly({ cause })
       default:
         return new Unavailable({ detail: detailOf(error), retryable: error.isRetryable || passes(state), cause })
     }
@@ -657,9 +583,12 @@ export const fromSqlError = (error: SqlError.SqlError): EventStoreError => {
 const sqlState = ({ reason: { cause } }: SqlError.SqlError): string | undefined =>
   Predicate.hasProperty(cause, "code") && typeof cause.code === "string" ? cause.code : undefined
 
-/** Whether a server that says so can take the same statement later: short of something, shutting down, starting, or tired of waiting. */
+/**
+ * Whether a server that says so can take the same statement later: short of something, shutting down, starting, or tired of waiting; not
+ * the primary for now; or unable to know users, as while a password changes.
+ */
 const passes = (state: string | undefined): boolean =>
-  state !== undefined && (/^(08|53|57P)/.test(state) || state === "25P03")
+  state !== undefined && (/^(08|28|53|57P)/.test(state) || state === "25P03" || state === "25006")
 
 /** Some drivers say what failed in the cause only. */
 const detailOf = (error: SqlError.SqlError): string => {
@@ -667,6 +596,16 @@ const detailOf = (error: SqlError.SqlError): string => {
   return cause instanceof Error && cause.message !== "" && !error.message.includes(cause.message)
     ? `${error.message}: ${cause.message}`
     : error.message
+}
+
+/** Whether what failed may go well when it is tried again. */
+const mayPass = (cause: Cause.Cause<SqlError.SqlError>): boolean =>
+  Cause.hasInterrupts(cause) ||
+  Option.exists(Cause.findErrorOption(cause), (error) => fromSqlError(error).retryable)
+
+const explain = (cause: Cause.Cause<SqlError.SqlError>): string => {
+  const reason = Cause.squash(cause)
+  return SqlError.isSqlError(reason) ? detailOf(reason) : describe(reason)
 }
 
 const fromSqliteError = ({ reason }: Sqlite.SqliteError): EventStoreError => {
@@ -702,15 +641,7 @@ const decode = (payload: string): Exit.Exit<Event, unknown> => {
   }
 }
 
-// Integer columns come as numbers from SQLite and as bigints from PostgreSQL.
-type Integer = number | bigint
-
-interface PayloadRow {
-  readonly event_offset: Integer
-  readonly payload: string
-}
-
-const toEntries = (rows: ReadonlyArray<PayloadRow>): Effect.Effect<ReadonlyArray<Entry>, EventStoreError> => {
+const toEntries = (rows: ReadonlyArray<Log.PayloadRow>): Effect.Effect<ReadonlyArray<Entry>, EventStoreError> => {
   const entries: Array<Entry> = []
   for (const row of rows) {
     const offset = Number(row.event_offset)
@@ -723,440 +654,6 @@ const toEntries = (rows: ReadonlyArray<PayloadRow>): Effect.Effect<ReadonlyArray
   return Effect.succeed(entries)
 }
 
-interface ExecutionRow extends Rows.Identity {
-  readonly outcome: ExecutionRecord["outcome"]
-  readonly started_at: Integer
-  readonly first_offset: Integer
-  readonly ended_at: Integer | null
-  readonly duration_ms: Integer | null
-  readonly failure_kind: NonNullable<ExecutionRecord["failure"]>["kind"] | null
-  readonly failure_tag: string | null
-  readonly failure_code: string | null
-  readonly error: string | null
-  readonly children: Integer
-}
-
-const rfc3339 = (millis: Integer): string => new Date(Number(millis)).toISOString()
-
-/** The fields that events and records of executions share. */
-const identityOf = (row: Rows.Identity) => {
-  const { parent_id, ...identity } = Rows.restore(row)
-  return { ...identity, ...(parent_id === null ? {} : { parent_id }) }
-}
-
-const toRecord = (row: ExecutionRow): ExecutionRecord => ({
-  ...identityOf(row),
-  outcome: row.outcome,
-  started_at: rfc3339(row.started_at),
-  ...(row.ended_at === null ? {} : { ended_at: rfc3339(row.ended_at) }),
-  ...(row.duration_ms === null ? {} : { duration_ms: Number(row.duration_ms) }),
-  ...(row.failure_kind === null ? {} : {
-    failure: {
-      kind: row.failure_kind,
-      ...(row.failure_tag === null ? {} : { tag: row.failure_tag }),
-      ...(row.failure_code === null ? {} : { code: row.failure_code }),
-      message: row.error ?? ""
-    }
-  }),
-  children: Number(row.children),
-  first_offset: Number(row.first_offset)
-})
-
-const makeLog = (sql: SqlClient.SqlClient, wake: Effect.Effect<void>, staged: Effect.Effect<void>) => {
-  const isPostgres = sql.onDialectOrElse({ pg: () => true, orElse: () => false })
-
-  const inTransaction = (context: Context.Context<never>): boolean =>
-    Option.isSome(Context.getOption(context, sql.transactionService))
-
-  const transaction = withTransaction(sql.withTransaction)
-
-  // Statements have to see what was committed before they got the lock, whatever the default of the database.
-  const transact = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<A, E | SqlError.SqlError, R> =>
-    isPostgres
-      ? Effect.provideService(
-        transaction(self),
-        SqlClient.BeginTransaction,
-        "BEGIN ISOLATION LEVEL READ COMMITTED"
-      )
-      : transaction(self)
-
-  const lastOffset = Effect.map(
-    sql<{ last_offset: Integer }>`SELECT last_offset FROM effect_units_log WHERE name = 'events'`,
-    ([row]) => Number(row?.last_offset ?? 0)
-  )
-
-  // Under the lock of this row offsets are given in the order of commits. SQLite has the lock from BEGIN IMMEDIATE. On PostgreSQL the
-  // server ends the transaction of a process that stops while it has the lock.
-  const lockedLastOffset = isPostgres
-    ? Effect.map(
-      sql<{ last_offset: Integer }>`
-        SELECT last_offset, set_config('idle_in_transaction_session_timeout', ${String(longestLock)}, true)
-        FROM effect_units_log WHERE name = 'events' FOR UPDATE`,
-      ([row]) => Number(row?.last_offset ?? 0)
-    )
-    : lastOffset
-
-  const write = makeWrite(sql)
-
-  // PostgreSQL keeps the plan of a prepared statement from when the tables were small, until it has analysed them: a scan, which takes
-  // longer with every event. So what is looked up is planned each time.
-  const planned = <A>(statement: Statement.Statement<A>): Effect.Effect<ReadonlyArray<A>, SqlError.SqlError> =>
-    isPostgres ? statement.unprepared : statement
-
-  const known = Effect.fnUntraced(function*(correlationIds: ReadonlyArray<string>) {
-    if (correlationIds.length === 0) return { running: new Map(), ended: new Set<string>() }
-    const ids = among(sql, "correlation_id", correlationIds)
-    const running = yield* planned(sql<{ correlation_id: string; started_offset: Integer; started_at: Integer }>`
-      SELECT correlation_id, started_offset, started_at FROM effect_units_running WHERE ${ids}`)
-    const ended = yield* planned(sql<{ correlation_id: string }>`
-      SELECT correlation_id FROM effect_units_executions WHERE ${ids}`)
-    return {
-      running: new Map(running.map((row) => [
-        row.correlation_id,
-        { started_offset: Number(row.started_offset), started_at: Number(row.started_at) }
-      ])),
-      ended: new Set(ended.map((row) => row.correlation_id))
-    }
-  })
-
-  const store = Effect.fnUntraced(function*(
-    batch: ReadonlyArray<Rows.Prepared>,
-    correlationIds: ReadonlyArray<string>
-  ) {
-    const last = yield* lockedLastOffset
-    const plan = Rows.plan(batch, last, yield* known(correlationIds))
-    const next = last + plan.events.length
-    if (next > last) yield* write(plan, next)
-    for (const { correlation_id, started_at, started_offset } of plan.late) {
-      yield* sql`UPDATE effect_units_executions SET ${sql.update({ started_at, started_offset })}
-        WHERE correlation_id = ${correlation_id}`
-    }
-    return { stored: plan.events.length, duplicates: plan.refused, last_offset: next }
-  })
-
-  /**
-   * Stores the events of a batch that the log does not have, in the transaction around it. `lookUp` says when it asks for every id: at
-   * once; where one of them turns out to be known; or never, and then one that is known fails the transaction.
-   */
-  const storeBatch = (
-    batch: ReadonlyArray<Rows.Prepared>,
-    lookUp: "first" | "on conflict" | "never"
-  ): Effect.Effect<Appended, SqlError.SqlError> => {
-    const unique = new Map<string, Rows.Prepared>()
-    const repeated: Array<string> = []
-    for (const event of batch) {
-      if (unique.has(event.id)) repeated.push(event.id)
-      else unique.set(event.id, event)
-    }
-    const events = Array.from(unique.values())
-    const storeAll = store(events, Rows.unpaired(events))
-    const storeUnknown = Effect.gen(function*() {
-      // Looked up under the lock.
-      yield* lockedLastOffset
-      const rows = yield* planned(sql<{ id: string }>`
-        SELECT id FROM effect_units_events WHERE ${among(sql, "id", Array.from(unique.keys()))}`)
-      for (const { id } of rows) unique.delete(id)
-      const unknown = Array.from(unique.values())
-      const appended = yield* store(unknown, Rows.executions(unknown))
-      return { ...appended, duplicates: [...rows.map((row) => row.id), ...appended.duplicates] }
-    })
-    const storing = () => {
-      switch (lookUp) {
-        case "first":
-          return storeUnknown
-        case "on conflict":
-          return Effect.catchIf(transaction(storeAll), isUniqueViolation, () => storeUnknown)
-        case "never":
-          return storeAll
-      }
-    }
-    return Effect.map(storing(), (appended) => ({ ...appended, duplicates: [...repeated, ...appended.duplicates] }))
-  }
-
-  /** Gives events their place in the log, in the transaction around it. */
-  const place = Effect.fnUntraced(function*(
-    events: ReadonlyArray<Rows.Prepared>,
-    lookUp: "first" | "on conflict" | "never"
-  ) {
-    let stored = 0
-    let last_offset = 0
-    const duplicates: Array<string> = []
-    for (const batch of Arr.chunksOf(events, batchSize)) {
-      const appended = yield* storeBatch(batch, lookUp)
-      stored += appended.stored
-      last_offset = appended.last_offset
-      duplicates.push(...appended.duplicates.map(Rows.original))
-      if (events.length > batchSize) yield* Effect.yieldNow
-    }
-    if (stored > 0) yield* sql.afterCommit(wake)
-    return { stored, duplicates, last_offset }
-  })
-
-  const nothing = Effect.map(lastOffset, (last_offset) => ({ stored: 0, duplicates: [], last_offset }))
-
-  /** Appends in a transaction that has the lock, or takes it. */
-  const appendLocked = (
-    events: ReadonlyArray<Event>,
-    now: number,
-    owner: string | null
-  ): Effect.Effect<Appended, SqlError.SqlError> =>
-    events.length === 0 ?
-      nothing :
-      transact(Effect.suspend(() =>
-        place(events.map((event) => Rows.prepare(event, now, owner)), isPostgres ? "first" : "on conflict")
-      ))
-
-  const stage = (
-    events: ReadonlyArray<Event>,
-    owner: string | null
-  ): Effect.Effect<Appended, SqlError.SqlError> =>
-    Effect.gen(function*() {
-      // Says that this process has a transaction under way, for whoever takes it for gone.
-      if (owner !== null) yield* sql`SELECT pg_advisory_xact_lock_shared(hashtextextended(${owner}, 0))`
-      yield* sql.unsafe(
-        "INSERT INTO effect_units_staged (owner, payload) SELECT $1, payload FROM unnest($2::text[]) AS payload",
-        [owner, events.map(Rows.payload)]
-      )
-      yield* sql.afterCommit(staged)
-      return { stored: events.length, duplicates: [], last_offset: yield* lastOffset }
-    })
-
-  /** Appends in a transaction of its own. Most events are new, and nothing is looked up before one of them turns out not to be. */
-  const appendAlone = (
-    events: ReadonlyArray<Event>,
-    now: number,
-    owner: string | null
-  ): Effect.Effect<Appended, SqlError.SqlError> => {
-    const attempt = (lookUp: "first" | "never") =>
-      transact(Effect.suspend(() => place(events.map((event) => Rows.prepare(event, now, owner)), lookUp)))
-    return Effect.catchIf(attempt("never"), isUniqueViolation, () => attempt("first"))
-  }
-
-  const append = isPostgres
-    ? (events: ReadonlyArray<Event>, now: number, owner: string | null) =>
-      events.length === 0 ?
-        nothing :
-        Effect.contextWith((context: Context.Context<never>) =>
-          inTransaction(context) ? stage(events, owner) : appendAlone(events, now, owner)
-        )
-    : appendLocked
-
-  /** Places what was staged and is committed, in the transaction around it; succeeds with how many events were staged. */
-  const placeStaged = Effect.fnUntraced(function*(now: number, limit: number) {
-    yield* lockedLastOffset
-    const rows = yield* sql<{ stage_id: Integer; owner: string | null; payload: string }>`
-      DELETE FROM effect_units_staged
-      WHERE stage_id IN (SELECT stage_id FROM effect_units_staged ORDER BY stage_id LIMIT ${limit})
-      RETURNING stage_id, owner, payload`
-    const inOrder = rows.toSorted((a, b) => Number(a.stage_id) - Number(b.stage_id))
-    yield* place(inOrder.map(({ owner, payload }) => Rows.fromPayload(payload, now, owner)), "first")
-    return rows.length
-  })
-
-  /** Those of some owners that have no transaction under way in which they have appended. None can begin before the end of this one. */
-  const withoutTransaction = (owners: ReadonlyArray<string>) =>
-    isPostgres
-      ? Effect.map(
-        sql<{ owner: string }>`SELECT owner FROM unnest(${owners}::text[]) AS owner
-          WHERE pg_try_advisory_xact_lock(hashtextextended(owner, 0))`,
-        (rows) => rows.map(({ owner }) => owner)
-      )
-      : Effect.succeed(owners)
-
-  const pending = isPostgres
-    ? Effect.map(
-      sql<{ events: Integer; waiting_ms: number; transactions: Integer; open_ms: number }>`
-        SELECT staged.events, staged.waiting_ms, opened.transactions, opened.open_ms FROM (
-          SELECT COUNT(*) AS events,
-            COALESCE(EXTRACT(EPOCH FROM clock_timestamp() - MIN(staged_at)) * 1000, 0)::float8 AS waiting_ms
-          FROM effect_units_staged
-        ) AS staged, (
-          SELECT COUNT(*) AS transactions,
-            COALESCE(EXTRACT(EPOCH FROM clock_timestamp() - MIN(activity.xact_start)) * 1000, 0)::float8 AS open_ms
-          FROM pg_locks AS locks JOIN pg_stat_activity AS activity ON activity.pid = locks.pid
-          WHERE locks.relation = 'effect_units_staged'::regclass AND locks.mode = 'RowExclusiveLock'
-        ) AS opened`,
-      ([row]) => ({
-        events: Number(row?.events ?? 0),
-        waiting_ms: Math.max(0, Math.round(row?.waiting_ms ?? 0)),
-        transactions: Number(row?.transactions ?? 0),
-        open_ms: Math.max(0, Math.round(row?.open_ms ?? 0))
-      })
-    )
-    : Effect.succeed({ events: 0, waiting_ms: 0, transactions: 0, open_ms: 0 })
-
-  const isStaged = Effect.map(
-    sql<{ found: boolean }>`SELECT EXISTS (SELECT 1 FROM effect_units_staged) AS found`,
-    ([row]) => row?.found === true
-  )
-
-  /**
-   * The rows after an offset, and where the next scan begins; `undefined` at the end of the log. With a filter it looks at
-   * `scanSize` rows, without one at `limit`.
-   */
-  const scan = Effect.fnUntraced(function*(after: number, limit: number, filter: Filter | undefined) {
-    const conditions = filterConditions(sql, filter)
-    const filtered = conditions.length > 0
-    const payload = filtered ? sql`CASE WHEN ${sql.and(conditions)} THEN payload END AS payload` : sql`payload`
-    const rows = yield* sql<{ event_offset: Integer; payload: string | null }>`
-      SELECT event_offset, ${payload} FROM effect_units_events
-      WHERE event_offset > ${after} ORDER BY event_offset LIMIT ${filtered ? scanSize : limit}`
-    const matching = rows.filter(hasPayload).slice(0, limit)
-    const last = matching.length === limit ? matching.at(-1) : rows.at(-1)
-    return { rows: matching, next: last === undefined ? undefined : Number(last.event_offset) }
-  })
-
-  /** The events of one execution, by way of its record and of the index over domain events. */
-  const ofExecution = (correlationId: string, after: number, limit: number, filter: Filter | undefined) => {
-    const id = Rows.text(correlationId)
-    const conditions = sql.and([sql`event_offset > ${after}`, ...filterConditions(sql, filter)])
-    return sql<PayloadRow>`
-      SELECT event_offset, payload FROM effect_units_events
-      WHERE event_offset IN (
-        SELECT started_offset FROM effect_units_running WHERE correlation_id = ${id}
-        UNION ALL SELECT started_offset FROM effect_units_executions WHERE correlation_id = ${id}
-        UNION ALL SELECT ended_offset FROM effect_units_executions WHERE correlation_id = ${id}
-      ) AND ${conditions}
-      UNION ALL
-      SELECT event_offset, payload FROM (
-        SELECT event_offset, payload FROM effect_units_events
-        WHERE lifecycle = 0 AND correlation_id = ${id} AND ${conditions}
-        ORDER BY event_offset LIMIT ${limit}
-      ) AS domain_events
-      ORDER BY event_offset LIMIT ${limit}`
-  }
-
-  return {
-    append,
-    appendLocked,
-    placeStaged,
-    isStaged,
-    pending,
-    withoutTransaction,
-    transact,
-    inTransaction,
-    isPostgres,
-    lastOffset,
-    scan,
-    ofExecution
-  }
-}
-
-const isUniqueViolation = (error: SqlError.SqlError): boolean => error.reason._tag === "UniqueViolation"
-
-/** A condition that a column has one of some values, whose text is the same for many numbers of them. */
-const among = (
-  sql: SqlClient.SqlClient,
-  column: string,
-  values: ReadonlyArray<string> | ReadonlyArray<number>
-): Statement.Fragment =>
-  sql.onDialectOrElse({
-    pg: () => sql`${sql(column)} = ANY(${array(values)})`,
-    orElse: () => sql.in(column, padded<string | number>(values))
-  })
-
-const hasPayload = (row: { readonly event_offset: Integer; readonly payload: string | null }): row is PayloadRow =>
-  row.payload !== null
-
-const filterConditions = (
-  sql: SqlClient.SqlClient,
-  filter: Filter | undefined
-): ReadonlyArray<Statement.Fragment> => {
-  const oneOf = (column: string, values: ReadonlyArray<string> | undefined): ReadonlyArray<Statement.Fragment> =>
-    values === undefined ? [] : [among(sql, column, values.map(Rows.text))]
-  return [
-    ...oneOf("type", filter?.types),
-    ...oneOf("aggregatetype", filter?.domains),
-    ...oneOf("unit_name", filter?.units),
-    ...(filter?.correlationId === undefined ? [] : [sql`correlation_id = ${Rows.text(filter.correlationId)}`])
-  ]
-}
-
-const makeExecutions = (sql: SqlClient.SqlClient) => {
-  const identity = sql.literal("correlation_id, unit_name, domain, kind, parent_id, root_id, source, started_at")
-  const selectRunning = sql`SELECT ${identity}, started_offset AS first_offset, CAST(NULL AS BIGINT) AS ended_at,
-      CAST(NULL AS BIGINT) AS duration_ms, 'running' AS outcome, CAST(NULL AS TEXT) AS failure_kind,
-      CAST(NULL AS TEXT) AS failure_tag, CAST(NULL AS TEXT) AS failure_code, CAST(NULL AS TEXT) AS error
-    FROM effect_units_running`
-  const selectEnded = sql`SELECT ${identity}, first_offset, ended_at, duration_ms, outcome, failure_kind, failure_tag,
-      failure_code, error
-    FROM effect_units_executions`
-
-  const childrenIn = (table: string, condition: string) =>
-    sql.literal(`(SELECT COUNT(*) FROM (SELECT 1 FROM ${table} AS child
-      WHERE child.parent_id = page.correlation_id ${condition} LIMIT ${countedChildren}) AS counted)`)
-  const withChildren = (page: Statement.Fragment) =>
-    sql<ExecutionRow>`SELECT page.*, ${childrenIn("effect_units_running", "")}
-        + ${childrenIn("effect_units_executions", "AND child.outcome = 'completed'")}
-        + ${childrenIn("effect_units_executions", "AND child.outcome = 'failed'")} AS children
-      FROM (${page}) AS page`
-
-  const toRecords = Effect.map((rows: ReadonlyArray<ExecutionRow>) => rows.map(toRecord))
-
-  const list = (options: ExecutionsOptions): Effect.Effect<ReadonlyArray<ExecutionRecord>, SqlError.SqlError> => {
-    const limit = bounded(options.limit)
-    const oldestFirst = options.after !== undefined
-    const order = sql.literal(
-      oldestFirst ? "ORDER BY started_at, first_offset" : "ORDER BY started_at DESC, first_offset DESC"
-    )
-    const branch = (
-      select: Statement.Fragment,
-      offset: "started_offset" | "first_offset",
-      outcome: ReadonlyArray<Statement.Fragment>
-    ) => {
-      const place = (
-        comparison: "<" | ">",
-        at: ExecutionsOptions["before"]
-      ): ReadonlyArray<Statement.Fragment> =>
-        at === undefined ? [] : [
-          sql`(started_at, ${sql(offset)}) ${sql.literal(comparison)} (${
-            Date.parse(at.started_at)
-          }, ${at.first_offset})`
-        ]
-      const equal = (column: string, value: string | undefined): ReadonlyArray<Statement.Fragment> =>
-        value === undefined ? [] : [sql`${sql(column)} = ${Rows.text(value)}`]
-      const conditions = [
-        ...outcome,
-        ...equal("unit_name", options.unit),
-        ...equal("domain", options.domain),
-        ...equal("parent_id", options.parentId),
-        ...(options.since === undefined ? [] : [sql`started_at >= ${options.since.epochMilliseconds}`]),
-        ...(options.until === undefined ? [] : [sql`started_at < ${options.until.epochMilliseconds}`]),
-        ...place("<", options.before),
-        ...place(">", options.after)
-      ]
-      return sql`SELECT * FROM (${select} WHERE ${sql.and(conditions)} ${order} LIMIT ${limit}) AS ${
-        sql(`by_${outcome.length}`)
-      }`
-    }
-    const ended = (outcome: string) => branch(selectEnded, "first_offset", [sql`outcome = ${outcome}`])
-    const branches = [
-      ...(options.outcome === undefined || options.outcome === "running"
-        ? [branch(selectRunning, "started_offset", [])]
-        : []),
-      ...(options.outcome === undefined || options.outcome === "completed" ? [ended("completed")] : []),
-      ...(options.outcome === undefined || options.outcome === "failed" ? [ended("failed")] : [])
-    ]
-    const page = sql`${sql.join(" UNION ALL ", false)(branches)} ${order} LIMIT ${limit}`
-    return Effect.map(
-      toRecords(sql<ExecutionRow>`${withChildren(page)} ${order}`),
-      (records) => oldestFirst ? records.toReversed() : records
-    )
-  }
-
-  const find = (correlationId: string): Effect.Effect<ExecutionRecord | undefined, SqlError.SqlError> => {
-    const id = Rows.text(correlationId)
-    return Effect.map(
-      toRecords(withChildren(
-        sql`${selectRunning} WHERE correlation_id = ${id} UNION ALL ${selectEnded} WHERE correlation_id = ${id}`
-      )),
-      ([record]) => record
-    )
-  }
-
-  return { list, find }
-}
-
 /** Wakes tails for what other processes commit, for as long as it runs. */
 const follow = (
   notifications: (channel: string) => Stream.Stream<unknown, unknown>,
@@ -1164,7 +661,7 @@ const follow = (
   wake: Effect.Effect<void>
 ): Effect.Effect<never> =>
   Effect.flatMap(
-    sql<{ name: string }>`SELECT ${sql.literal(channel)} AS name`,
+    sql<{ name: string }>`SELECT ${sql.literal(Log.channel)} AS name`,
     ([row]) => Stream.runForEach(notifications(row?.name ?? ""), () => wake)
   ).pipe(
     Effect.catchCause((cause) =>
@@ -1177,8 +674,8 @@ const follow = (
 interface OwnerRow {
   readonly owner: string
   readonly process: string | null
-  readonly beat: Integer
-  readonly lease_ms: Integer
+  readonly beat: Log.Integer
+  readonly lease_ms: Log.Integer
 }
 
 /** The beat of an owner whose store was closed. */
@@ -1187,7 +684,7 @@ const ended = 0
 const abandonedMessage = "The process that ran this execution ended before the execution did"
 
 interface AbandonedRow extends Rows.Identity {
-  readonly started_at: Integer
+  readonly started_at: Log.Integer
   readonly payload: string | null
 }
 
@@ -1196,12 +693,12 @@ const abandoned = (row: AbandonedRow, now: number, source: string, sequence: num
   const started = row.payload === null ? undefined : Option.getOrUndefined(Exit.getSuccess(decode(row.payload)))
   const known = started !== undefined && ExecutionEvent.isExecutionEvent(started) ? started : undefined
   const durationMs = Math.max(0, now - Number(row.started_at))
-  const identity = identityOf(row)
+  const identity = ExecutionRecords.identityOf(row)
   return {
     event_type: "execution_failed",
     ...identity,
     id: `${identity.correlation_id}:failed`,
-    timestamp: rfc3339(now),
+    timestamp: ExecutionRecords.rfc3339(now),
     ...(known?.trace_id === undefined ? {} : { trace_id: known.trace_id }),
     ...(known?.span_id === undefined ? {} : { span_id: known.span_id }),
     ...(known?.attributes === undefined ? {} : { attributes: known.attributes }),
@@ -1232,7 +729,7 @@ const consumerGroups = (groups: Groups.Groups, members: ReturnType<typeof GroupM
     subscribe: members.subscribe,
     list: wrap(groups.list),
     remove: (group) => telling(groups.remove(group)),
-    parked: (options = {}) => wrap(groups.listParked(options, bounded(options.limit))),
+    parked: (options = {}) => wrap(groups.listParked(options, ExecutionRecords.bounded(options.limit))),
     get: (id) => wrapSome(groups.get(id)),
     replay: (id) => telling(groups.replay(id)),
     edit: (id, event) => wrapSome(groups.edit(id, event)),
@@ -1289,38 +786,84 @@ export const make: (
     let staged = 0
     let placed = 0
     const toPlace = yield* Queue.sliding<void>(1)
-    const log = makeLog(
-      sql,
-      wake,
-      Effect.sync(() => {
-        staged++
-        Queue.offerUnsafe(toPlace, undefined)
-      })
-    )
+    const countStaged = Effect.sync(() => {
+      staged++
+      Queue.offerUnsafe(toPlace, undefined)
+    })
+    const log = Log.make({ sql, wake, staged: countStaged, mayPass, explain })
     const placing = yield* Semaphore.make(1)
 
     /** Gives what was staged and is committed its place, whichever process it is from. */
     const placeStaged = placing.withPermit(Effect.gen(function*() {
       const upTo = staged
       while (true) {
-        const count = yield* log.transact(log.placeStaged(clock.currentTimeMillisUnsafe(), batchSize))
-        if (count < batchSize) break
+        const now = clock.currentTimeMillisUnsafe()
+        const count = yield* Effect.catchCause(
+          log.transact(log.placeStaged(now, Log.batchSize)),
+          (cause) => mayPass(cause) ? Effect.failCause(cause) : log.transact(log.placeStagedSingly(now, Log.batchSize))
+        )
+        if (count < Log.batchSize) break
         yield* Effect.yieldNow
       }
       placed = upTo
     }))
 
-    /** Before a read: what this process has committed is in the log. */
+    /** Before a read, and before what happened later is appended: what this process has committed is in the log. */
     const settled = Effect.contextWith((context: Context.Context<never>) =>
       placed < staged && !log.inTransaction(context) ? placeStaged : Effect.void
     )
+    // Transactions that were lost in their commit, of which it is not known yet what became of them.
+    const inDoubt = new Set<string>()
+
+    /** What became of a transaction that was lost in its commit; whether it was committed, if that can be found out in time. */
+    const outcomeOf = Effect.fnUntraced(function*(xact: string) {
+      const began = monotonicMillis()
+      while (true) {
+        const status = yield* Effect.catch(log.statusOf(xact), () => Effect.undefined)
+        if (status === "committed") return true
+        if (status === "aborted") return false
+        if (status === "in progress" && monotonicMillis() - began > longestCommit) {
+          yield* Effect.ignore(log.endTransaction(xact))
+        }
+        yield* Effect.sleep("50 millis")
+      }
+    }, (outcome) => inRealTime(Effect.timeoutOption(Effect.interruptible(outcome), longestDoubt)))
+
+    /** What a transaction whose commit failed comes to: `result` where it was committed all the same. */
+    const afterLostCommit = <A, E>(
+      xact: string,
+      result: Effect.Effect<A>,
+      failed: Effect.Effect<A, E>
+    ): Effect.Effect<A, E | EventStoreError> =>
+      Effect.flatMap(outcomeOf(xact), (committed): Effect.Effect<A, E | EventStoreError> => {
+        if (Option.isSome(committed)) return committed.value ? Effect.andThen(countStaged, result) : failed
+        inDoubt.add(xact)
+        return Effect.fail(new EventStoreError({ reason: new Unavailable(doubt) }))
+      })
+
+    /**
+     * Before events are appended, of which one may be the end of a unit that failed in its commit: whether it did is known, and what it
+     * staged is in the log.
+     */
+    const decide = Effect.forEach(inDoubt, (xact) =>
+      Effect.flatMap(wrap(log.statusOf(xact)), (status) => {
+        if (status === "in progress") {
+          return Effect.fail(new EventStoreError({ reason: new Unavailable({ ...doubt, retryable: true }) }))
+        }
+        inDoubt.delete(xact)
+        return status === "committed" ? countStaged : Effect.void
+      }), { discard: true })
+    const decided = Effect.contextWith((context: Context.Context<never>) =>
+      inDoubt.size > 0 && !log.inTransaction(context) ? decide : Effect.void
+    )
+
     /** What is staged by a process that died before it could place it, or is about to; and whether there was any. */
     const placeAnyStaged = log.isPostgres
       ? Effect.flatMap(log.isStaged, (found) => found ? Effect.as(placeStaged, true) : Effect.succeed(false))
       : Effect.succeed(false)
     const reading = <A>(self: Effect.Effect<A, SqlError.SqlError>): Effect.Effect<A, EventStoreError> =>
       wrap(log.isPostgres ? Effect.andThen(settled, self) : self)
-    const executions = makeExecutions(sql)
+    const executions = ExecutionRecords.make(sql)
 
     // Names this store among the owners, and as the source of the events that it makes itself.
     const instance = uuidV7(clock.currentTimeMillisUnsafe())
@@ -1346,17 +889,44 @@ export const make: (
     const append: Store["append"] = (events, appendOptions) =>
       Effect.suspend(() => {
         const now = clock.currentTimeMillisUnsafe()
-        return wrap(
-          // On PostgreSQL a process is an owner from the start, as here the row would be locked until the end of a transaction.
-          appendOptions?.owned === true && !log.isPostgres
-            ? sql.withTransaction(Effect.andThen(own, log.append(events, now, instance)))
-            : log.append(events, now, appendOptions?.owned === true ? instance : null)
+        const owner = appendOptions?.owned === true ? instance : null
+        const appending = Effect.andThen(settled, log.append(events, now, owner))
+        // On PostgreSQL a process is an owner from the start, as here the row would be locked until the end of a transaction.
+        return Effect.andThen(
+          decided,
+          wrap(owner === null || isOwner ? appending : sql.withTransaction(Effect.andThen(own, appending)))
         )
+      })
+
+    const transaction: Store["withTransaction"] = <A, E, R>(self: Effect.Effect<A, E, R>) =>
+      Effect.uninterruptibleMask((restore) => {
+        const staging: { xact: string | undefined } = { xact: undefined }
+        let result: Exit.Exit<A> | undefined
+        // The effect's own failures are told from those of BEGIN and COMMIT, whatever they are.
+        const inner = self.pipe(
+          Effect.mapError((error) => new Inner(error)),
+          Effect.tap((value) =>
+            Effect.sync(() => {
+              result = Exit.succeed(value)
+            })
+          )
+        )
+        const outer = Effect.contextWith((context: Context.Context<R>) =>
+          withTransaction(sql.withTransaction)(
+            log.inTransaction(context) ? inner : Effect.provideService(inner, log.Staging, staging)
+          )
+        )
+        return Effect.flatMap(Effect.exit(restore(outer)), (exit) => {
+          const failed = Effect.mapError(exit, (error) => error instanceof Inner ? error.error : fromSqlError(error))
+          return Exit.isSuccess(exit) || result === undefined || staging.xact === undefined
+            ? failed
+            : afterLostCommit(staging.xact, result, failed)
+        })
       })
 
     const read: Store["read"] = Effect.fnUntraced(function*(readOptions = {}) {
       const { filter } = readOptions
-      const limit = bounded(readOptions.limit)
+      const limit = ExecutionRecords.bounded(readOptions.limit)
       let after = readOptions.after ?? 0
       yield* reading(Effect.void)
       if (filter?.correlationId !== undefined) {
@@ -1373,6 +943,12 @@ export const make: (
       return entries
     })
 
+    const unlessBeyond = (after: number): Effect.Effect<void, EventStoreError> =>
+      Effect.flatMap(wrap(log.lastOffset), (last_offset) =>
+        after > last_offset
+          ? Effect.fail(new EventStoreError({ reason: new BeyondEnd({ after, last_offset }) }))
+          : Effect.void)
+
     const tail: Store["tail"] = (tailOptions = {}) =>
       // Subscribed before the first read: what is committed after a read that finds nothing has left a wake-up behind.
       Stream.unwrap(Effect.map(PubSub.subscribe(wakeups), (wake) => {
@@ -1383,8 +959,8 @@ export const make: (
         const waitForMore = Effect.flatMap(wrap(placeAnyStaged), (found) => found ? Effect.void : wait)
         let after = tailOptions.after ?? 0
         const pull: Effect.Effect<Arr.NonEmptyReadonlyArray<Entry>, EventStoreError> = Effect.suspend(() =>
-          Effect.flatMap(wrap(log.scan(after, batchSize, tailOptions.filter)), ({ next, rows }) => {
-            if (next === undefined) return Effect.andThen(waitForMore, pull)
+          Effect.flatMap(wrap(log.scan(after, Log.batchSize, tailOptions.filter)), ({ next, rows }) => {
+            if (next === undefined) return Effect.andThen(unlessBeyond(after), Effect.andThen(waitForMore, pull))
             after = next
             return Effect.filterOrElse(
               toEntries(rows),
@@ -1399,8 +975,8 @@ export const make: (
     const execution: Store["execution"] = Effect.fnUntraced(function*(correlationId) {
       const record = yield* reading(executions.find(correlationId))
       if (record === undefined) return Option.none()
-      const rows = yield* wrap(log.ofExecution(correlationId, 0, maxLimit, undefined))
-      const children = yield* wrap(executions.list({ parentId: correlationId, limit: maxLimit }))
+      const rows = yield* wrap(log.ofExecution(correlationId, 0, ExecutionRecords.maxLimit, undefined))
+      const children = yield* wrap(executions.list({ parentId: correlationId, limit: ExecutionRecords.maxLimit }))
       return Option.some({ execution: record, events: yield* toEntries(rows), children })
     })
 
@@ -1412,8 +988,8 @@ export const make: (
       transact,
       lastOffset,
       decode,
-      encode: Rows.payload,
-      filter: (wanted) => filterConditions(sql, wanted)
+      encode: (event) => Rows.payload(event, log.largest),
+      filter: (wanted) => Log.filterConditions(sql, wanted)
     })
     const members = GroupMember.make({
       groups,
@@ -1424,14 +1000,10 @@ export const make: (
       afterCommit: sql.afterCommit,
       settle: placeAnyStaged,
       lifetime: yield* Effect.scope,
-      start: (from) =>
-        StoreSubscriber.start({ read, lastOffset: reading(lastOffset) }, from, reading(groups.beginning)),
-      whenAppended: (tell) =>
-        Effect.scoped(Effect.flatMap(
-          PubSub.subscribe(wakeups),
-          (wake) => Effect.forever(Effect.andThen(PubSub.take(wake), Effect.sync(tell)))
-        ))
+      start: (from) => StoreSubscriber.start({ read, lastOffset: reading(lastOffset) }, from, reading(groups.beginning))
     })
+    const appended = yield* PubSub.subscribe(wakeups)
+    yield* Effect.forkScoped(Effect.forever(Effect.andThen(PubSub.take(appended), Effect.sync(members.tellAll))))
 
     // The beats of other owners, and since when they stand at what they are: by one clock that is never set, and of no other machine.
     const beats = new Map<string, { readonly beat: number; readonly since: number }>()
@@ -1455,20 +1027,22 @@ export const make: (
       }
     )
 
+    /** Closes some, in the transaction around it, and succeeds with their number and whether there may be more. */
     const closeBatch = Effect.gen(function*() {
       const owners = yield* Effect.flatMap(goneOwners, log.withoutTransaction)
-      if (owners.length === 0) return 0
+      if (owners.length === 0) return { stored: 0, more: false }
       if (log.isPostgres) {
-        // What they committed before they died counts.
-        while ((yield* log.placeStaged(clock.currentTimeMillisUnsafe(), batchSize)) > 0) yield* Effect.yieldNow
+        // What they committed before they died counts. Others wait for this transaction: it places a batch, and the next one looks again.
+        const placed = yield* log.placeStaged(clock.currentTimeMillisUnsafe(), Log.batchSize)
+        if (placed === Log.batchSize) return { stored: 0, more: true }
       }
       const rows = yield* sql<AbandonedRow>`
         SELECT running.*, event.payload FROM effect_units_running AS running
         LEFT JOIN effect_units_events AS event ON event.event_offset = running.started_offset
-        WHERE ${among(sql, "owner", owners)} ORDER BY running.started_offset LIMIT ${batchSize}`
+        WHERE ${Log.among(sql, "owner", owners)} ORDER BY running.started_offset LIMIT ${Log.batchSize}`
       if (rows.length === 0) {
-        yield* sql`DELETE FROM effect_units_owners WHERE ${among(sql, "owner", owners)}`
-        return 0
+        yield* sql`DELETE FROM effect_units_owners WHERE ${Log.among(sql, "owner", owners)}`
+        return { stored: 0, more: false }
       }
       const now = clock.currentTimeMillisUnsafe()
       const events = rows.map((row, index) => abandoned(row, now, instance, sequence + index + 1))
@@ -1476,7 +1050,7 @@ export const make: (
       yield* sql.afterCommit(Effect.sync(() => {
         sequence += stored
       }))
-      return stored
+      return { stored, more: true }
     })
 
     const closeAbandoned: Store["closeAbandoned"] = wrap(Effect.gen(function*() {
@@ -1485,9 +1059,9 @@ export const make: (
       if ((yield* goneOwners).length === 0) return 0
       let closed = 0
       while (true) {
-        const count = yield* log.transact(closeBatch)
-        if (count === 0) return closed
-        closed += count
+        const { more, stored } = yield* log.transact(closeBatch)
+        closed += stored
+        if (!more) return closed
         yield* Effect.yieldNow
       }
     }))
@@ -1496,7 +1070,7 @@ export const make: (
     yield* Effect.addFinalizer(() =>
       Effect.suspend(() =>
         isOwner
-          ? Effect.ignore(sql`UPDATE effect_units_owners SET beat = ${ended} WHERE owner = ${instance}`, { log: true })
+          ? Closing.attempt(sql`UPDATE effect_units_owners SET beat = ${ended} WHERE owner = ${instance}`)
           : Effect.void
       )
     )
@@ -1504,15 +1078,13 @@ export const make: (
     yield* closeAbandoned
     if (log.isPostgres) {
       yield* Queue.take(toPlace).pipe(
-        Effect.andThen(settled),
+        Effect.andThen(wrap(settled)),
         // Whoever looks next places it, in this process or another.
-        Effect.catch((error) =>
-          Effect.logWarning("Committed events wait for their place in the log", fromSqlError(error))
-        ),
+        Effect.catchCause((cause) => Effect.logWarning("Committed events wait for their place in the log", cause)),
         Effect.forever,
-        Effect.forkScoped
+        Closing.forkScoped
       )
-      if (options.notifications !== undefined) yield* Effect.forkScoped(follow(options.notifications, sql, wake))
+      if (options.notifications !== undefined) yield* Closing.forkScoped(follow(options.notifications, sql, wake))
     }
     const observe = Effect.flatMap(wrap(log.pending), ({ events, open_ms }) =>
       Effect.andThen(
@@ -1522,10 +1094,10 @@ export const make: (
     yield* Effect.suspend(() => isOwner ? Effect.asVoid(wrap(renew)) : Effect.void).pipe(
       Effect.andThen(closeAbandoned),
       Effect.andThen(log.isPostgres ? observe : Effect.void),
-      Effect.catch((error) => Effect.logWarning("The event store could not look after its lease", error)),
+      Effect.catchCause((cause) => Effect.logWarning("The event store could not look after its lease", cause)),
       Effect.delay(lease / 3),
       Effect.forever,
-      Effect.forkScoped
+      Closing.forkScoped
     )
 
     return {
@@ -1540,7 +1112,7 @@ export const make: (
       groups: consumerGroups(groups, members),
       checkpoint: (consumer) =>
         wrap(Effect.map(
-          sql<{ last_offset: Integer }>`
+          sql<{ last_offset: Log.Integer }>`
             SELECT last_offset FROM effect_units_checkpoints WHERE consumer = ${Rows.text(consumer)}`,
           ([row]) => Option.map(Option.fromUndefinedOr(row), ({ last_offset }) => Number(last_offset))
         )),
@@ -1551,11 +1123,7 @@ export const make: (
         )),
       removeCheckpoint: (consumer) =>
         wrap(Effect.asVoid(sql`DELETE FROM effect_units_checkpoints WHERE consumer = ${Rows.text(consumer)}`)),
-      withTransaction: <A, E, R>(self: Effect.Effect<A, E, R>) =>
-        // The effect's own failures are told from those of BEGIN and COMMIT, whatever they are.
-        withTransaction(sql.withTransaction)(Effect.mapError(self, (error) => new Inner(error))).pipe(
-          Effect.mapError((error) => error instanceof Inner ? error.error : fromSqlError(error))
-        ),
+      withTransaction: transaction,
       pending: wrap(log.pending),
       sql,
       inTransaction: log.inTransaction
@@ -1640,10 +1208,10 @@ export const layerCleanup = (options: CleanupOptions): Layer.Layer<never, never,
           )
         )
       ),
-      Effect.catch((error) => Effect.logWarning("The event store could not delete old events", error)),
+      Effect.catchCause((cause) => Effect.logWarning("The event store could not delete old events", cause)),
       Effect.andThen(Effect.sleep(options.every ?? "1 hour")),
       Effect.forever,
-      Effect.forkScoped
+      Closing.forkScoped
     )))
 
 /**

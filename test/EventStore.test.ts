@@ -1,6 +1,6 @@
 import { assert, describe, it, vi } from "@effect/vitest"
 import { Clock, Context, DateTime, Deferred, Effect, Exit, Fiber, Layer, Option, Queue, Schema, Stream } from "effect"
-import { SqlClient } from "effect/sql"
+import { SqlClient, Statement } from "effect/sql"
 import { TestClock } from "effect/testing"
 import * as fs from "node:fs"
 import * as path from "node:path"
@@ -208,6 +208,29 @@ const suite = (world: World) => {
         })
       }))
 
+    it.effect("events are in the columns that an outbox router looks for", () =>
+      Effect.gen(function*() {
+        const { open, rows } = yield* database
+        const store = yield* open()
+        const events = [started("a"), domainEvent("d"), domainEvent("e", { correlation: "a" }), completed("a")]
+        yield* store.append(events.slice(0, 2))
+        yield* store.withTransaction(store.append(events.slice(2)))
+        yield* store.lastOffset
+        const found = yield* rows(
+          "SELECT id, aggregatetype, aggregateid, type, payload FROM effect_units_events ORDER BY event_offset"
+        )
+        assert.deepStrictEqual(
+          found.map(({ payload, ...row }) => ({ ...row, payload: JSON.parse(String(payload)) })),
+          ["execution_started", "model.created", "model.created", "execution_completed"].map((type, index) => ({
+            id: events[index]!.id,
+            aggregatetype: "model",
+            aggregateid: index === 1 ? "d" : "a",
+            type,
+            payload: JSON.parse(JSON.stringify(events[index]))
+          }))
+        )
+      }))
+
     it.effect("an event that no program of this version wrote is told by its offset", () =>
       Effect.gen(function*() {
         const { execute, open } = yield* database
@@ -303,6 +326,19 @@ const suite = (world: World) => {
         assert.deepStrictEqual(yield* Queue.take(seen), { offset: 3, event: domainEvent("3") })
         yield* store.append([domainEvent("3"), domainEvent("4")])
         assert.deepStrictEqual(yield* Queue.take(seen), { offset: 4, event: domainEvent("4") })
+      }))
+
+    it.effect("after an offset that the log does not have fails, at once and later", () =>
+      Effect.gen(function*() {
+        const { sql, store } = yield* shared
+        yield* store.append([domainEvent("1"), domainEvent("2"), domainEvent("3")])
+        const beyond = (after: number, last_offset: number) => new EventStore.BeyondEnd({ after, last_offset })
+        const follow = (after: number) => Effect.flip(Stream.runDrain(store.tail({ after })))
+        assert.deepStrictEqual((yield* follow(4)).reason, beyond(4, 3))
+        const following = yield* Effect.forkChild(follow(3), { startImmediately: true })
+        // As after a restore from an older copy.
+        yield* sql`UPDATE effect_units_log SET last_offset = 2`
+        assert.deepStrictEqual((yield* whileTimePasses(Fiber.join(following), "1 seconds")).reason, beyond(3, 2))
       }))
 
     it.effect("sees what another process appends after the poll interval", () =>
@@ -470,6 +506,39 @@ const suite = (world: World) => {
         )
       }))
 
+    it.effect("are what the log says, whatever a store saw before others appended", () =>
+      Effect.gen(function*() {
+        const { open } = yield* database
+        const one = yield* open()
+        const other = yield* open()
+        yield* one.append(["ended", "pruned", "running"].map((id) => started(id)))
+        yield* other.append([completed("ended"), completed("late"), completed("pruned")])
+        assert.deepStrictEqual((yield* one.append([failed("ended")])).duplicates, ["ended:failed"])
+        yield* one.append([started("late", { at: -3 })])
+        yield* other.prune({ keep: 0 })
+        yield* one.append([failed("pruned", { at: 9, duration_ms: 4 })])
+        const found = yield* one.executions()
+        assert.deepStrictEqual(
+          found.map(({ correlation_id, outcome, started_at }) => [correlation_id, outcome, Date.parse(started_at)]),
+          [["pruned", "failed", 5], ["running", "running", 0]]
+        )
+      }))
+
+    it.effect("that end late are not running", () =>
+      Effect.gen(function*() {
+        const { open } = yield* database
+        const one = yield* open()
+        const other = yield* open()
+        yield* one.append([completed("a"), completed("b")])
+        yield* other.append([started("a", { at: -1 }), started("c")])
+        yield* other.append([started("b", { at: -2 })])
+        const found = yield* other.executions()
+        assert.deepStrictEqual(
+          found.map(({ correlation_id, outcome, started_at }) => [correlation_id, outcome, Date.parse(started_at)]),
+          [["c", "running", 0], ["a", "completed", -1], ["b", "completed", -2]]
+        )
+      }))
+
     const all = Array.from({ length: 90 }, (_, index) => {
       const unit = ["model.pull", "model.list", "engine.start"][index % 3]!
       // Starts that repeat and go back and forth: the place in the list is the start, then the offset.
@@ -616,8 +685,12 @@ const suite = (world: World) => {
           yield* Effect.forEach(["mailer", "a\u0000b", "none"], store.checkpoint),
           [Option.some(5), Option.some(3), Option.none()]
         )
+        yield* store.removeCheckpoint("none")
         yield* store.removeCheckpoint("mailer")
-        assert.deepStrictEqual(yield* store.checkpoint("mailer"), Option.none())
+        assert.deepStrictEqual(
+          yield* Effect.forEach(["mailer", "a\u0000b"], store.checkpoint),
+          [Option.none(), Option.some(3)]
+        )
       }))
   })
 
@@ -770,6 +843,26 @@ const suite = (world: World) => {
       }))
   })
 
+  it.effect("a defect in one of a store's rounds is not the end of them", () =>
+    Effect.gen(function*() {
+      const { open, rows } = yield* database
+      const broken = yield* Deferred.make<void>()
+      let breaks = false
+      const dying: Statement.Transformer = (statement) =>
+        Effect.suspend(() => {
+          if (!breaks || !statement.compile()[0].includes("effect_units_owners")) return Effect.succeed(statement)
+          breaks = false
+          return Effect.andThen(Deferred.succeed(broken, undefined), Effect.die("broken"))
+        })
+      const store = yield* Effect.provideService(open(), Statement.CurrentTransformer, dying)
+      yield* store.append([started("a")], { owned: true })
+      breaks = true
+      yield* whileTimePasses(Deferred.await(broken), "1 seconds")
+      const beat = Effect.map(rows("SELECT beat FROM effect_units_owners"), ([row]) => Number(row?.["beat"]))
+      const before = yield* beat
+      while ((yield* beat) === before) yield* Effect.andThen(ioTurn, TestClock.adjust("1 seconds"))
+    }))
+
   describe("the schema", () => {
     it.effect("comes into a database that has other tables, and an older one is brought up to date", () =>
       Effect.gen(function*() {
@@ -843,6 +936,50 @@ describe("on SQLite", () => {
 })
 
 await withServer("PostgreSQL", "on PostgreSQL", (url) => suite(postgres(url)))
+
+describe("a SQLite file", () => {
+  it.live("takes the events of eight processes at once, while it is checkpointed", () =>
+    Effect.gen(function*() {
+      const { filename, other, store } = yield* onFile
+      const names = Array.from({ length: 8 }, (_, index) => `${index}/`)
+      const lines = yield* Effect.forEach(names, (name) =>
+        Effect.gen(function*() {
+          const child = yield* ChildProcess.start("eventStoreProcess.ts", "append", filename, name)
+          const lines = [...yield* Queue.takeN(child.lines, 10)]
+          yield* child.kill
+          return [...lines, ...yield* Queue.collect(child.lines)]
+        }), { concurrency: "unbounded" }).pipe(
+          Effect.raceFirst(Effect.forever(Effect.andThen(
+            Effect.sync(() => other.exec("PRAGMA wal_checkpoint(TRUNCATE)")),
+            ioTurn
+          )))
+        )
+      const acknowledged = lines.flat().flatMap((line) => line.split(" "))
+      assert.strictEqual(other.prepare("PRAGMA integrity_check").get()?.["integrity_check"], "ok")
+      const stored = other.prepare("SELECT event_offset, id FROM effect_units_events ORDER BY event_offset").all()
+      assert.deepStrictEqual(stored.map((row) => row["event_offset"]), Array.from(stored, (_, index) => index + 1))
+      const ids = new Set(stored.map((row) => row["id"]))
+      assert.deepStrictEqual(acknowledged.filter((id) => !ids.has(id)), [])
+      yield* store.closeAbandoned
+      assert.deepStrictEqual(yield* store.executions({ outcome: "running" }), [])
+    }), 60_000)
+
+  it.live("that is restored from a copy goes on where the copy ends, and who was further hears so", () =>
+    Effect.gen(function*() {
+      const filename = yield* temporaryFile
+      const append = (...ids: ReadonlyArray<string>) =>
+        Effect.scoped(Effect.flatMap(open(filename), (store) => store.append(ids.map((id) => domainEvent(id)))))
+      yield* append("1", "2")
+      fs.copyFileSync(filename, `${filename}.copy`)
+      yield* append("3", "4", "5")
+      fs.copyFileSync(`${filename}.copy`, filename)
+      const store = yield* open(filename)
+      const error = yield* Effect.flip(Stream.runDrain(store.tail({ after: 5 })))
+      assert.deepStrictEqual(error.reason, new EventStore.BeyondEnd({ after: 5, last_offset: 2 }))
+      assert.deepStrictEqual(yield* store.append([domainEvent("other")]), { stored: 1, duplicates: [], last_offset: 3 })
+      assert.deepStrictEqual((yield* store.read()).map(({ event }) => event.id), ["1", "2", "other"])
+    }))
+})
 
 describe("cost", () => {
   it.effect("no question reads a whole table", () =>

@@ -6,6 +6,7 @@
 import * as DomainEvent from "../DomainEvent.ts"
 import type { Event } from "../EventPublisher.ts"
 import * as ExecutionEvent from "../ExecutionEvent.ts"
+import { toOutline } from "./brokers.ts"
 
 /**
  * What is common to the rows of running and of ended executions.
@@ -79,8 +80,12 @@ const longestError = 1000
 export const text = (value: string): string =>
   value.isWellFormed() && !value.includes("\0") && !value.startsWith("\"") ? value : JSON.stringify(value)
 
-/** A text that is only shown: what no database can hold gives way to a replacement character. */
-const shown = (value: string): string => value.toWellFormed().replaceAll("\0", "\ufffd")
+/**
+ * A text that is only shown: what no database can hold gives way to a replacement character.
+ *
+ * @internal
+ */
+export const shown = (value: string): string => value.toWellFormed().replaceAll("\0", "\ufffd")
 
 /**
  * What a `text` was made from.
@@ -113,9 +118,9 @@ const optionalText = (value: string | undefined): string | null => value === und
  *
  * @internal
  */
-export const prepare = (event: Event, now: number, owner: string | null): Prepared => {
+export const prepare = (event: Event, now: number, owner: string | null, largest: number): Prepared => {
   const json = toJson(event)
-  return row(json, JSON.stringify(json), now, owner)
+  return row(json, bounded(event, JSON.stringify(json), largest), now, owner)
 }
 
 /**
@@ -128,11 +133,16 @@ export const fromPayload = (payload: string, now: number, owner: string | null):
   row(JSON.parse(payload) as Event, payload, now, owner)
 
 /**
- * The payload that `prepare` makes of an event.
+ * The payload that `prepare` makes of an event: its JSON, or where that has more bytes than `largest`, an outline.
  *
  * @internal
  */
-export const payload = (event: Event): string => JSON.stringify(toJson(event))
+export const payload = (event: Event, largest: number): string => bounded(event, JSON.stringify(toJson(event)), largest)
+
+const bounded = (event: Event, text: string, largest: number): string => {
+  // A UTF-16 unit is at most three bytes of UTF-8: short texts need no count.
+  return text.length * 3 <= largest || Buffer.byteLength(text) <= largest ? text : toOutline(event)
+}
 
 const toJson = (event: Event): Event =>
   ExecutionEvent.isExecutionEvent(event) ? ExecutionEvent.toJson(event) : DomainEvent.toJson(event)
@@ -289,12 +299,22 @@ export interface EndedRow extends Identity {
 }
 
 /**
+ * Where an execution began in the log, and when.
+ *
+ * @internal
+ */
+export interface Start {
+  readonly started_offset: number
+  readonly started_at: number
+}
+
+/**
  * What the store knows of the executions that a batch names.
  *
  * @internal
  */
 export interface Known {
-  readonly running: ReadonlyMap<string, { readonly started_offset: number; readonly started_at: number }>
+  readonly running: ReadonlyMap<string, Start>
   readonly ended: ReadonlySet<string>
 }
 
@@ -332,18 +352,22 @@ export const executions = (batch: ReadonlyArray<Prepared>): ReadonlyArray<string
   )
 
 /**
- * The executions of a batch of which the store has to be asked: those that the batch does not both begin and end.
+ * The executions that a batch begins and does not end, and those that it ends and does not begin.
  *
  * @internal
  */
-export const unpaired = (batch: ReadonlyArray<Prepared>): ReadonlyArray<string> => {
-  const seen = new Map<string, number>()
+export const unpaired = (
+  batch: ReadonlyArray<Prepared>
+): { readonly begun: ReadonlyArray<string>; readonly ended: ReadonlyArray<string> } => {
+  const begun = new Set<string>()
+  const ended = new Set<string>()
   for (const { execution } of batch) {
-    if (execution === undefined) continue
-    const id = execution.identity.correlation_id
-    seen.set(id, (seen.get(id) ?? 0) | (execution._tag === "Started" ? 1 : 2))
+    if (execution !== undefined) (execution._tag === "Started" ? begun : ended).add(execution.identity.correlation_id)
   }
-  return Array.from(seen).flatMap(([id, parts]) => parts === 3 ? [] : [id])
+  return {
+    begun: Array.from(begun).filter((id) => !ended.has(id)),
+    ended: Array.from(ended).filter((id) => !begun.has(id))
+  }
 }
 
 /**

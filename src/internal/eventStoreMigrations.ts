@@ -114,7 +114,8 @@ export const migrations: Migrations = {
       stage_id BIGINT GENERATED ALWAYS AS IDENTITY (CACHE 1) PRIMARY KEY,
       staged_at TIMESTAMPTZ NOT NULL DEFAULT clock_timestamp(),
       owner TEXT,
-      payload TEXT NOT NULL
+      payload TEXT NOT NULL,
+      refused TEXT
     )`
   ]),
 

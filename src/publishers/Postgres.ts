@@ -6,15 +6,16 @@
  *
  * - Durability: an event that is committed survives the end of the process, and with PostgreSQL's defaults (`fsync`, `full_page_writes`
  *   and `synchronous_commit` on) a power cut of the server as well.
- * - Order: the log is in the order in which each publisher published, and an event with a smaller offset is never seen after one with
- *   a larger offset.
- * - Duplicates: each event is stored once, whatever is retried. On the way to a subscriber delivery is at least once: deduplicate on the
+ * - Order: the log is in the order in which each publisher published, where what a transaction publishes counts as of its commit; and an
+ *   event with a smaller offset is never seen after one with a larger offset.
+ * - Duplicates: each event is stored once, whatever is retried, for as long as `prune` leaves it. On the way to a subscriber delivery is at least once: deduplicate on the
  *   event's `id`.
  * - Loss: under `open` what units hand over waits in memory until it is committed, some milliseconds, and a process that is killed loses
  *   it. Under `closed` no unit begins before its start is committed. Under `transactional` a unit's writes and its completed event commit
  *   together or not at all. While the server is away events wait and are tried again, and what finds no room is refused and counted.
  * - A process that was killed leaves no execution open: the next store on the database ends them, or the one of another process.
  * - Closing the scope stores what was accepted, for at most `flushTimeout`, and counts what is left then as dropped.
+ *   A server that has gone silent is given up some seconds later.
  *
  * **How events get their offsets**
  *
@@ -23,12 +24,17 @@
  * that lock until it ends. What it appends goes into a table of its own, `effect_units_staged`, without any lock, and commits with it;
  * right after the commit the store moves it into the log, as any other append. Should the process die in between, the next tail, or the
  * next store that is opened, does so, or any store on its round each third of a lease. So a transaction that stays open delays its own
- * events and nobody else's, one that rolls back leaves no trace, and there is no transaction id to wait for, which a restored dump or
- * a long-running report would upset.
+ * events and nobody else's, one that rolls back leaves no trace, and there is no transaction id to wait for, which a restored dump would
+ * upset, or a long-running report. What such a report, as any snapshot that is kept open, does cost is time: the server keeps all versions of the
+ * row that is locked until it ends, and an append looks through them, some milliseconds after 100,000 of them.
+ *
+ * What was committed and the log refuses for good, as an id that is too long for an index, stays in that table, is logged, and counted in
+ * `effect_units_events_dropped`; `refused` says why. Set to NULL, once it is corrected, it is tried again.
  *
  * @since 0.1.0
  */
 import * as PgClient from "@effect/sql-pg/PgClient"
+import * as PgConnection from "@effect/sql-pg/PgConnection"
 import type * as Config from "effect/Config"
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -39,6 +45,7 @@ import * as Postgres from "../backends/Postgres.ts"
 import type * as EventPublisher from "../EventPublisher.ts"
 import * as EventStore from "../EventStore.ts"
 import type { EventSubscriber } from "../EventSubscriber.ts"
+import { inRealTime } from "../internal/brokers.ts"
 import { layerStore, type Options } from "./Store.ts"
 
 export { layerStore, make, type Options } from "./Store.ts"
@@ -53,7 +60,7 @@ export interface StoreOptions extends Omit<EventStore.Options, "notifications">,
 
 /**
  * Layer of a store on the client of the application, for events that commit in one transaction with other data. Its tables begin with
- * `effect_units_`. Tails hear at once of what other processes commit, by `LISTEN`, which keeps one connection of the pool.
+ * `effect_units_`. Tails hear at once of what other processes commit, by `LISTEN`, on a connection beside those of the pool.
  *
  * @category layers
  * @since 0.1.0
@@ -66,8 +73,11 @@ export const layerEventStore = (
       ...options,
       notifications: (channel) =>
         // One at the start, for what was committed before the server listened.
-        Stream.unwrap(
-          Effect.map(client.listen(channel), (queue) => Stream.concat(Stream.make(undefined), Stream.fromQueue(queue)))
+        PgConnection.make(client.config).pipe(
+          inRealTime,
+          Effect.flatMap((connection) => connection.listen(channel)),
+          Effect.map((queue) => Stream.concat(Stream.make(undefined), Stream.fromQueue(queue))),
+          Stream.unwrap
         )
     })))
 

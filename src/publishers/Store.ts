@@ -64,10 +64,19 @@ const publishError = (event: { readonly id: string }, error: EventStore.EventSto
       : new EventPublisher.Rejected({ detail: error.message, cause: error })
   })
 
+const endedByOthers = (event_id: string): EventPublisher.PublishError =>
+  new EventPublisher.PublishError({
+    event_id,
+    reason: new EventPublisher.Rejected({
+      detail:
+        "the log has an end of this execution, from whoever took this process for gone: see the lease of the store"
+    })
+  })
+
 /** An event on its way, and who waits for it. */
 interface Waiting {
   readonly event: EventPublisher.Event
-  readonly committed: Deferred.Deferred<void, EventPublisher.PublishError> | undefined
+  readonly committed: EventPublisher.Receipt | undefined
 }
 
 const isStart = (event: EventPublisher.Event): boolean =>
@@ -78,7 +87,7 @@ const settle = (
   exit: (event: EventPublisher.Event) => Exit.Exit<void, EventPublisher.PublishError>
 ): void => {
   for (const { committed, event } of events) {
-    if (committed !== undefined) Deferred.doneUnsafe(committed, exit(event))
+    committed?.settle(exit(event))
   }
 }
 
@@ -104,7 +113,8 @@ const makeWriter = Effect.fnUntraced(function*(
   const owned = options.owned ?? true
   const closing = yield* Deferred.make<void>()
   let failing = false
-  let unstored = 0
+  /** Those that are being stored, or wait to be tried again. */
+  let underWay: ReadonlyArray<Waiting> = []
 
   /** Counts what failed and nobody waits for, as who waits counts it, too; and logs the first of a streak. */
   const failed = (events: ReadonlyArray<Waiting>, error: EventStore.EventStoreError) => {
@@ -183,14 +193,14 @@ const makeWriter = Effect.fnUntraced(function*(
         const batch = yield* ring.take(size)
         if (batch === undefined) return
         kept = batch.items
-        unstored = kept.length
+        underWay = kept
         // Those who were told that the last batch is stored publish their next event within this turn.
         if (kept.length < size) yield* isOpen ? linger : Effect.yieldNow
       }
       const events = yield* fill(kept)
-      unstored = events.length
+      underWay = events
       kept = yield* attempt(events, known)
-      unstored = kept.length
+      underWay = kept
     }
   })
 
@@ -200,10 +210,18 @@ const makeWriter = Effect.fnUntraced(function*(
     yield* Deferred.succeed(closing, undefined)
     const flushed = yield* Effect.timeoutOption(Fiber.await(fiber), options.flushTimeout ?? "10 seconds")
     if (Option.isSome(flushed)) return
-    yield* Fiber.interrupt(fiber)
-    const lost = ring.size + unstored
-    yield* Metric.update(Metrics.drops("event_store"), lost)
-    yield* Effect.logWarning(`The event store did not take everything before its deadline: ${lost} events were dropped`)
+    // Not waited for: it may be in the middle of a BEGIN that the database does not answer.
+    fiber.interruptUnsafe()
+    const lost = [...underWay]
+    while (ring.size > 0) lost.push(...(yield* ring.take(ring.size))?.items ?? [])
+    const reason = new EventPublisher.Unavailable({
+      detail: "the event store did not take it before the publisher was closed"
+    })
+    settle(lost, (event) => Exit.fail(new EventPublisher.PublishError({ event_id: event.id, reason })))
+    yield* Metric.update(Metrics.drops("event_store"), lost.length)
+    yield* Effect.logWarning(
+      `The event store did not take everything before its deadline: ${lost.length} events were dropped`
+    )
   })
   yield* Effect.addFinalizer(() => flush)
   return ring
@@ -248,11 +266,11 @@ export const make = Effect.fnUntraced(
       if (!ring.offer({ event, committed })) throw full(event)
     }
 
-    // Accepted on the spot, for the order; waited for by whoever runs the effect.
-    const hand = (event: EventPublisher.Event): Effect.Effect<void, EventPublisher.PublishError> => {
-      const committed = Deferred.makeUnsafe<void, EventPublisher.PublishError>()
+    // Accepted on the spot, for the order.
+    const hand = (event: EventPublisher.Event): EventPublisher.Receipt => {
+      const committed = new EventPublisher.Receipt()
       accept(event, committed)
-      return Deferred.await(committed)
+      return committed
     }
 
     // A transaction of the application holds the connection that the writer would wait for: the event becomes a part of it.
@@ -263,12 +281,12 @@ export const make = Effect.fnUntraced(
             Effect.asVoid(store.append([event], { owned })),
             (error) => publishError(event, error)
           )
-          : hand(event)
+          : hand(event).acknowledged
       )
 
     const publishStrict = (
       event: EventPublisher.Event
-    ): Effect.Effect<void, EventPublisher.PublishError> | undefined => {
+    ): Effect.Effect<void, EventPublisher.PublishError> | EventPublisher.Receipt | undefined => {
       const fiber = Fiber.getCurrent()
       const collecting = fiber?.getRef(Collecting)
       if (collecting?.open === true) {
@@ -302,9 +320,14 @@ export const make = Effect.fnUntraced(
           })
         const storeCollected = Effect.suspend(() => {
           collecting.open = false
-          if (around?.open !== true) return Effect.asVoid(store.append(collecting.events, { owned }))
-          around.events.push(...collecting.events)
-          return Effect.void
+          if (around?.open === true) {
+            around.events.push(...collecting.events)
+            return Effect.void
+          }
+          return Effect.flatMap(
+            store.append(collecting.events, { owned }),
+            ({ duplicates }) => duplicates.includes(event_id) ? Effect.fail(endedByOthers(event_id)) : Effect.void
+          )
         })
         return store.withTransaction(
           Effect.mapError(work, (error) => new WorkFailure(error)).pipe(
@@ -317,7 +340,11 @@ export const make = Effect.fnUntraced(
             collecting.open = false
           })),
           Effect.catch((error) =>
-            error instanceof WorkFailure ? Effect.fail(error.error) : Effect.die(publishError({ id: event_id }, error))
+            error instanceof WorkFailure
+              ? Effect.fail(error.error)
+              : Effect.die(
+                error instanceof EventPublisher.PublishError ? error : publishError({ id: event_id }, error)
+              )
           )
         )
       })

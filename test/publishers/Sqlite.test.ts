@@ -219,6 +219,33 @@ describe("open", () => {
 })
 
 describe("closed", () => {
+  it.effect("closing does not wait for a locked file behind its deadline, and tells those who wait", () =>
+    Effect.gen(function*() {
+      const filename = yield* temporaryFile
+      const scope = yield* Scope.make()
+      const context = yield* Layer.buildWithScope(
+        Sqlite.layer({ filename, policy: "closed", flushTimeout: "1 second", busyTimeout: "1 hour", batch: 1 }),
+        scope
+      )
+      const { publish } = Context.get(context, EventPublisher.EventPublisher)
+      const db = yield* connect(filename)
+      db.exec("BEGIN IMMEDIATE")
+      // The first is being stored, the second waits.
+      const waiting = [
+        yield* Effect.forkChild(publish(domainEvent("1"))),
+        yield* Effect.forkChild(publish(domainEvent("2")))
+      ]
+      yield* TestClock.adjust("10 millis")
+      const closing = yield* Effect.forkChild(Scope.close(scope, Exit.void))
+      yield* TestClock.adjust("1 second")
+      yield* Fiber.join(closing)
+      const refusals = yield* Effect.forEach(waiting, (fiber) => Effect.flip(Fiber.join(fiber)))
+      assert.deepStrictEqual(refusals.map(({ event_id, reason }) => [event_id, reason._tag]), [
+        ["1", "Unavailable"],
+        ["2", "Unavailable"]
+      ])
+    }))
+
   it.effect("a unit runs once its start is committed, and its caller resumes once its end is", () =>
     Effect.gen(function*() {
       const filename = yield* temporaryFile
