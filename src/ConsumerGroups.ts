@@ -31,7 +31,7 @@ export interface Group {
   readonly name: string
   /** Offset up to which the events were handed out, or passed over as nobody asked for them. */
   readonly position: number
-  /** How many events the log has after it. */
+  /** How far the newest event of the log is after it; 0 where there is none. */
   readonly lag: number
   /** How many events are with a member, or wait for another attempt; counted up to 10,000. */
   readonly open: number
@@ -178,7 +178,9 @@ export interface ConsumerGroups {
    * **Gotchas**
    *
    * A group has one filter: that of the subscriber who came last. Members that ask for something else end with a `SubscribeError`.
-   * Leases go by the clocks of the machines; where these differ by more than `ackTimeout`, members take events from each other.
+   * Leases and pauses go by the clocks of the machines; where these differ by more than `ackTimeout`, members take events from each other.
+   * Where a clock is set forward, leases run out early, and events come again. Where it is set back, members that see it have nothing wait
+   * longer, from then on, than their own `ackTimeout` or longest pause.
    */
   readonly subscribe: (
     options: MemberOptions

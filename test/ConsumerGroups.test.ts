@@ -1,10 +1,7 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Cause, Context, DateTime, Effect, Exit, Layer, Metric, Queue, Schema, Stream } from "effect"
-import { SqlClient } from "effect/sql"
+import { Cause, Clock, Context, DateTime, Effect, Exit, Layer, Metric, Queue, Schema, Stream } from "effect"
+import { SqlClient, Statement } from "effect/sql"
 import { TestClock } from "effect/testing"
-import * as fs from "node:fs"
-import * as os from "node:os"
-import * as path from "node:path"
 import * as Sqlite from "../src/backends/Sqlite.ts"
 import * as ConsumerGroups from "../src/ConsumerGroups.ts"
 import * as EventStore from "../src/EventStore.ts"
@@ -13,6 +10,7 @@ import * as ChildProcess from "./fixtures/childProcess.ts"
 import { completed, domainEvent, started } from "./fixtures/events.ts"
 import { join, shown } from "./fixtures/members.ts"
 import { client } from "./fixtures/postgres.ts"
+import { postgres, sqlite, type World } from "./fixtures/storeWorlds.ts"
 import { withServer } from "./servers.ts"
 
 const built = Effect.fnUntraced(function*<E>(layer: Layer.Layer<SqlClient.SqlClient, E>) {
@@ -21,6 +19,20 @@ const built = Effect.fnUntraced(function*<E>(layer: Layer.Layer<SqlClient.SqlCli
 })
 
 const memory = built(Sqlite.layer({ filename: ":memory:" }))
+
+/** Runs an effect with an account of the statements that it has run up to now. */
+const counting = <A, E, R>(use: (statements: (part?: string) => number) => Effect.Effect<A, E, R>) => {
+  const texts: Array<string> = []
+  return Effect.provideService(
+    use((part = "") => texts.filter((text) => text.includes(part)).length),
+    Statement.CurrentTransformer,
+    (statement) =>
+      Effect.sync(() => {
+        texts.push(statement.compile()[0])
+        return statement
+      })
+  )
+}
 
 const soon = { backoff: { base: "1 millis", max: "5 millis" } } as const
 
@@ -43,6 +55,9 @@ const until = <E>(condition: Effect.Effect<boolean, E>) =>
 const noReason = "It was given back, and nobody said why"
 
 /** What holds on every database, in real time. */
+/** Lets input and output go on. */
+const ioTurn = Effect.promise(() => new Promise(setImmediate))
+
 const suite = <E>(layer: Layer.Layer<SqlClient.SqlClient, E>) => {
   const live = (name: string, test: (parts: Effect.Success<typeof memory>) => Effect.Effect<unknown, unknown, never>) =>
     it.live(name, () => Effect.scoped(Effect.flatMap(built(layer), test)))
@@ -74,6 +89,25 @@ const suite = <E>(layer: Layer.Layer<SqlClient.SqlClient, E>) => {
         yield* Effect.forEach(third, ({ ack }) => ack, { concurrency: "unbounded" })
         assert.deepStrictEqual(yield* store.groups.list, [{ name: "x", position: 10, lag: 0, open: 0, parked: 0 }])
       }))
+  )
+
+  live(
+    "a group that begins while the first event is appended has it",
+    ({ store }) =>
+      Effect.forEach(Array.from({ length: 100 }, (_, index) => index), (turns) =>
+        Effect.scoped(Effect.gen(function*() {
+          yield* store.prune({ keep: 0 })
+          const consumer = `begins after ${turns} turns`
+          const joining = Effect.andThen(
+            Effect.repeat(ioTurn, { times: turns }),
+            join(store, { consumer, from: "beginning" })
+          )
+          const [member] = yield* Effect.all([joining, store.append([domainEvent(consumer)])], { concurrency: 2 })
+          const delivery = yield* member.take
+          assert.strictEqual(delivery.event.id, consumer)
+          yield* delivery.ack
+          yield* store.groups.remove(consumer)
+        })))
   )
 
   live(
@@ -408,6 +442,36 @@ describe("groups on SQLite", () => {
 
 await withServer("PostgreSQL", "groups on PostgreSQL", (url) => {
   suite(client(url))
+
+  it.live(
+    "an event costs no more for those that were handled before it, also before the server cleans up its table",
+    () =>
+      Effect.gen(function*() {
+        const { sql, store } = yield* built(client(url))
+        yield* sql`ALTER TABLE effect_units_deliveries SET (autovacuum_enabled = false)`
+        const stream = yield* store.groups.subscribe({ consumer: "x", maxInFlight: 100 })
+        const handled = yield* Queue.unbounded<void>()
+        const handle = ({ ack }: EventSubscriber.Delivery) => Effect.andThen(ack, Queue.offer(handled, undefined))
+        yield* Effect.forkScoped(Stream.runDrain(Stream.mapEffect(stream, handle, { concurrency: 100 })))
+        const executions = 3000
+        for (let index = 0; index < executions; index += 50) {
+          const names = Array.from({ length: 50 }, (_, each) => String(index + each))
+          yield* store.append(names.flatMap((name) => [started(name), completed(name)]))
+          yield* Queue.takeN(handled, 100)
+          // A statement that is prepared now has a plan for a table that is all but empty.
+          if (index === 0) yield* sql`ANALYZE effect_units_deliveries`
+        }
+        const figures = sql<{ deleted: number; read: number }>`
+          SELECT n_tup_del::float8 AS deleted, (seq_tup_read + (
+            SELECT SUM(idx_tup_read) FROM pg_stat_user_indexes AS of_index WHERE of_index.relid = of_table.relid
+          ))::float8 AS read FROM pg_stat_user_tables AS of_table
+          WHERE schemaname = current_schema() AND relname = 'effect_units_deliveries'`
+        // Servers tell what they did with a delay.
+        const [told] = yield* Effect.repeat(figures, { until: ([row]) => row?.deleted === 2 * executions })
+        assert.isBelow(told?.read ?? 0, 50 * executions)
+      }),
+    60_000
+  )
 })
 
 describe("a group in time", () => {
@@ -498,6 +562,64 @@ describe("a group in time", () => {
       assert.deepStrictEqual(ids(yield* member.waiting), ["10000"])
     }))
 
+  it.effect("rests where what it has yet to see was pruned, and tells the next event how much that was", () =>
+    counting((statements) =>
+      Effect.gen(function*() {
+        const { store } = yield* memory
+        yield* store.append(Array.from({ length: 10 }, (_, index) => domainEvent(`${index}`)))
+        yield* Effect.scoped(Effect.asVoid(store.groups.subscribe({ consumer: "x" })))
+        yield* store.prune({ keep: 0, unacknowledged: true })
+        const members = [
+          yield* join(store),
+          yield* join(store, { consumer: "y", from: { position: "4" } }),
+          yield* join(store, { consumer: "z", from: { time: 0 } })
+        ]
+        yield* settled
+        const before = statements()
+        assert.isAbove(before, 0)
+        yield* settled
+        assert.strictEqual(statements(), before)
+        assert.deepStrictEqual((yield* store.groups.list).map(({ lag }) => lag), [0, 0, 0])
+        yield* store.append([domainEvent("new")])
+        const missed = yield* Effect.forEach(members, ({ take }) => Effect.map(take, (delivery) => delivery.missed))
+        assert.deepStrictEqual(missed, [10, 6, 10])
+      })
+    ))
+
+  it.effect("has one member look for what is new, the next one for what is left, and each for what another leaves behind", () =>
+    counting((statements) =>
+      Effect.gen(function*() {
+        const { store } = yield* memory
+        const options = { pollInterval: "1 hour", ackTimeout: "2 hours" } as const
+        const members = yield* Effect.forEach(Array.from({ length: 50 }), () => join(store, options))
+        yield* settled
+        const looks = () => statements("MIN(due_at)")
+        const before = looks()
+        assert.isAtLeast(before, 50)
+        yield* store.append([started("a"), completed("a")])
+        yield* settled
+        assert.isBelow(looks() - before, 5)
+        const inHand = Effect.map(
+          Effect.forEach(members, ({ waiting }) => waiting),
+          (each) => each.flatMap((deliveries, index) => deliveries.map((delivery) => ({ delivery, index })))
+        )
+        const [first] = yield* inHand
+        yield* first?.delivery.ack ?? Effect.void
+        yield* settled
+        assert.isBelow(looks() - before, 10)
+        const [second] = yield* inHand
+        assert.strictEqual(second?.delivery.event.id, "a:completed")
+        // What it gives back as it leaves another one gets, and what there is for all goes to all.
+        yield* members[second?.index ?? 0]?.leave ?? Effect.void
+        yield* settled
+        const [third] = yield* inHand
+        assert.strictEqual(third?.delivery.event.id, "a:completed")
+        yield* store.append(Array.from({ length: 60 }, (_, index) => domainEvent(`${index}`)))
+        yield* Effect.repeat(settled, { times: 20 })
+        assert.strictEqual((yield* inHand).length, 48)
+      })
+    ))
+
   it.effect("counts what it does", () =>
     Effect.gen(function*() {
       const { store } = yield* memory
@@ -547,6 +669,80 @@ describe("a group in time", () => {
       yield* become(["c"])
     }))
 })
+
+/** On every database, by a clock that is set an hour back or forward while time passes as it does. */
+const clockSuite = <E>(layer: Layer.Layer<SqlClient.SqlClient, E>) => {
+  const hour = 3_600_000
+
+  /** A member that has one event and has given back another one, and an event that is parked in another group. */
+  const begun = Effect.gen(function*() {
+    const clock = yield* Clock.Clock
+    let ahead = 0
+    const wall = () => clock.currentTimeMillisUnsafe() + ahead
+    const nanos = () => BigInt(wall()) * 1_000_000n
+    const parts = yield* Effect.provideService(built(layer), Clock.Clock, {
+      currentTimeMillisUnsafe: wall,
+      currentTimeMillis: Effect.sync(wall),
+      currentTimeNanosUnsafe: nanos,
+      currentTimeNanos: Effect.sync(nanos),
+      monotonicTimeNanosUnsafe: () => clock.monotonicTimeNanosUnsafe(),
+      monotonicTimeNanos: clock.monotonicTimeNanos,
+      sleep: (duration) => clock.sleep(duration)
+    })
+    const { store } = parts
+    yield* store.append([domainEvent("held"), domainEvent("waiting")])
+    const member = yield* join(store, { ackTimeout: "2 minutes", backoff: { base: "4 minutes" }, maxInFlight: 3 })
+    const [held, waiting] = yield* member.takeN(2)
+    if (held === undefined || waiting === undefined) return yield* Effect.die("two deliveries are due")
+    yield* waiting.retry()
+    const other = yield* join(store, { consumer: "y", maxAttempts: 1 })
+    yield* (yield* other.take).retry()
+    yield* other.leave
+    const set = (millis: number) =>
+      Effect.sync(() => {
+        ahead += millis
+      })
+    return { ...parts, member, held, set, wall }
+  })
+
+  it.live("that is set back, leases and pauses are no longer than if they began then, and all is replayed", () =>
+    Effect.gen(function*() {
+      const { set, sql, store, wall } = yield* begun
+      yield* set(-hour)
+      assert.strictEqual(yield* store.groups.replayAll({ group: "y" }), 1)
+      const waits = Effect.map(
+        sql<{ due_at: unknown }>`SELECT due_at FROM effect_units_deliveries WHERE consumer = 'x' ORDER BY event_offset`,
+        (rows) => rows.map(({ due_at }) => Number(due_at) - wall())
+      )
+      // The longest pause is 5 minutes where nothing else is said, and any is up to a fifth longer.
+      const [lease, pause] = [2 * 60_000, 6 * 60_000]
+      const short = ([held = 0, waiting = 0]: ReadonlyArray<number>) => held <= lease && waiting <= pause
+      yield* until(Effect.map(waits, short))
+      const [held, waiting] = yield* waits
+      assert.closeTo(held ?? 0, lease, 60_000)
+      assert.closeTo(waiting ?? 0, pause, 60_000)
+    }))
+
+  it.live("that is set forward, they end at once, and what came again is not acknowledged by whoever had it before", () =>
+    Effect.gen(function*() {
+      const { held, member, set, store } = yield* begun
+      yield* set(hour)
+      const again = yield* member.takeN(2)
+      assert.deepStrictEqual(again.map(shown), ["1 held again 2", "2 waiting again 2"])
+      assert.strictEqual((yield* Effect.flip(held.ack)).reason, "lease_lost")
+      yield* Effect.forEach(again, ({ ack }) => ack)
+      assert.deepStrictEqual((yield* store.groups.list).map(({ name, open, parked }) => [name, open, parked]), [
+        ["x", 0, 0],
+        ["y", 0, 1]
+      ])
+    }))
+}
+
+describe("by a clock on SQLite", () => {
+  clockSuite(Sqlite.layer({ filename: ":memory:" }))
+})
+
+await withServer("PostgreSQL", "by a clock on PostgreSQL", (url) => clockSuite(client(url)))
 
 describe("members that come, fail, hang, leave and crash", () => {
   const Step = Schema.Int.check(Schema.isBetween({ minimum: 0, maximum: 99 }))
@@ -598,9 +794,10 @@ describe("members that come, fail, hang, leave and crash", () => {
             yield* delivery.retry(Cause.fail(step))
             return "on" as const
           }
-          // Hangs; leaves in good order, which is no attempt, so not for ever; or crashes: nobody hears of it again.
-          if (step >= 88 && step < 94 && leaves++ < 20) return "leave" as const
-          return step < 94 ? "on" as const : "crash" as const
+          // Hangs; or leaves, in good order or after it was away for longer than its lease. Where nobody has had the event meanwhile, that is no
+          // attempt, and so it is not done for ever.
+          if (step < 88 || leaves++ >= 20) return "on" as const
+          return step < 94 ? "leave" as const : "crash" as const
         })
 
         const member = Effect.fnUntraced(function*(): Effect.fn.Return<void, EventSubscriber.SubscribeError> {
@@ -658,28 +855,19 @@ describe("members that come, fail, hang, leave and crash", () => {
   const settledAll = Effect.all(Array.from({ length: 50 }, () => Effect.yieldNow), { discard: true })
 })
 
-const temporaryFile = Effect.map(
-  Effect.acquireRelease(
-    Effect.sync(() => fs.mkdtempSync(path.join(os.tmpdir(), "effect-units-groups-"))),
-    (directory) => Effect.sync(() => fs.rmSync(directory, { recursive: true }))
-  ),
-  (directory) => path.join(directory, "events.db")
-)
-
-describe("processes that share a group", () => {
-  const open = (filename: string) => built(Sqlite.layer({ filename }))
-
+/** Members of one group that are processes of their own. */
+const processes = (world: World) => {
   it.live(
     "of which one is killed: nothing is lost, and what it had comes again, in order",
     () =>
       Effect.gen(function*() {
-        const filename = yield* temporaryFile
-        const { store } = yield* open(filename)
+        const { address, open } = yield* world.database
+        const store = yield* open()
         const executions = Array.from({ length: 150 }, (_, index) => `e${index}`)
         const events = executions.flatMap((id) => [started(id), completed(id)])
         const [doomed, other] = [
-          yield* ChildProcess.start("groupProcess.ts", "work", filename, "400"),
-          yield* ChildProcess.start("groupProcess.ts", "work", filename, "400")
+          yield* ChildProcess.start("groupProcess.ts", "work", address, "400"),
+          yield* ChildProcess.start("groupProcess.ts", "work", address, "400")
         ]
         yield* Queue.take(doomed.lines)
         yield* Queue.take(other.lines)
@@ -719,9 +907,9 @@ describe("processes that share a group", () => {
     "of which one stands still for longer than its lease: its acknowledgement is refused",
     () =>
       Effect.gen(function*() {
-        const filename = yield* temporaryFile
-        const { store } = yield* open(filename)
-        const stopped = yield* ChildProcess.start("groupProcess.ts", "hold", filename, "300")
+        const { address, open } = yield* world.database
+        const store = yield* open()
+        const stopped = yield* ChildProcess.start("groupProcess.ts", "hold", address, "300")
         yield* Queue.take(stopped.lines)
         yield* store.append([started("a")])
         assert.strictEqual(yield* Queue.take(stopped.lines), "holding a:started 1")
@@ -737,4 +925,10 @@ describe("processes that share a group", () => {
       }),
     30_000
   )
+}
+
+describe("processes that share a group on SQLite", () => {
+  processes(sqlite)
 })
+
+await withServer("PostgreSQL", "processes that share a group on PostgreSQL", (url) => processes(postgres(url)))

@@ -24,6 +24,7 @@ import type { Event } from "../EventPublisher.ts"
 import type { EventStoreError } from "../EventStore.ts"
 import { type Delivery, type From, SubscribeError } from "../EventSubscriber.ts"
 import * as Backoff from "./backoff.ts"
+import * as Closing from "./closing.ts"
 import * as Rows from "./eventRows.ts"
 import * as FailureText from "./failureText.ts"
 import type { Claimed, Groups, Member, Settlement, Turned } from "./groups.ts"
@@ -57,13 +58,24 @@ export interface Surroundings {
   readonly settle: Effect.Effect<unknown, SqlError.SqlError>
   /** The store's. */
   readonly lifetime: Scope.Scope
-  /** Runs for as long as somebody is to be told of what is appended. */
-  readonly whenAppended: (tell: () => void) => Effect.Effect<never>
+}
+
+/** What the members of a group in this process know of each other. */
+interface Listener {
+  readonly wake: () => void
+  /** It was told that there may be something to claim, and has not looked since. */
+  isTold: boolean
+}
+
+interface Listeners {
+  readonly all: Set<Listener>
+  /** Those that want events, and wait as they found none. */
+  readonly idle: Set<Listener>
 }
 
 /** Something that a member was handed. */
 interface Held extends Claimed {
-  /** By the clock, in milliseconds. */
+  /** In milliseconds, by the clock that is never set. */
   readonly deadline: number
   isSettled: boolean
 }
@@ -77,6 +89,9 @@ interface Request {
 
 // A hundred years, so that an endless timeout is a number that a database can hold.
 const longest = 100 * 365 * 24 * 3600 * 1000
+
+/** How far a clock is set back, in milliseconds, before it matters. */
+const setBack = 1000
 
 const never: FailureText.FailureText = { message: "It was given back, and nobody said why", cause: "" }
 
@@ -99,16 +114,26 @@ const reasonOf = (end: Exit.Exit<void, SubscribeError>): SubscribeError =>
  * @internal
  */
 export const make = (surroundings: Surroundings) => {
-  const { afterCommit, clock, groups, inTransaction, lifetime, settle, start, toError, transact, whenAppended } =
-    surroundings
-  /** The members in this process, by group: to tell each other what is due. */
-  const members = new Map<string, Set<() => void>>()
+  const { afterCommit, clock, groups, inTransaction, lifetime, settle, start, toError, transact } = surroundings
+  const members = new Map<string, Listeners>()
 
+  /** Has one member look for events, which tells the next one if there are more. Who is at work looks again before it waits. */
   const tell = (consumer: string): void => {
-    for (const wake of members.get(consumer) ?? []) wake()
+    const listeners = members.get(consumer)
+    const [first] = listeners?.idle ?? []
+    if (first === undefined) {
+      for (const { wake } of listeners?.all ?? []) wake()
+      return
+    }
+    listeners?.idle.delete(first)
+    first.isTold = true
+    first.wake()
   }
 
   const failed = (error: SqlError.SqlError): SubscribeError => fromStoreError(toError(error))
+
+  /** Milliseconds by the clock that is never set. */
+  const elapsed = (): number => Number(clock.monotonicTimeNanosUnsafe() / 1_000_000n)
 
   const subscribe = Effect.fnUntraced(function*(
     options: MemberOptions
@@ -117,6 +142,7 @@ export const make = (surroundings: Surroundings) => {
     const max = Math.max(1, Math.trunc(options.maxInFlight ?? 1))
     const pollInterval = Duration.toMillis(options.pollInterval ?? "1 second")
     const pause = Backoff.make(options.backoff)
+    const longestPause = Math.min(Math.ceil(Backoff.longest(options.backoff)), longest)
     const { domains, types, units } = options
     const consumer = Rows.text(options.consumer)
     const member: Member = {
@@ -150,7 +176,7 @@ export const make = (surroundings: Surroundings) => {
 
     /** Forgets what has run out: another member may have it, or this one again. */
     const expire = (): void => {
-      const now = clock.currentTimeMillisUnsafe()
+      const now = elapsed()
       for (const [offset, { deadline }] of inFlight) {
         if (deadline > now) return
         inFlight.delete(offset)
@@ -257,18 +283,45 @@ export const make = (surroundings: Surroundings) => {
       for (const { done } of refused) Deferred.doneUnsafe(done, Exit.fail(error))
     }
 
+    const self: Listener = { wake: () => void signal.openUnsafe(), isTold: false }
+    const listeners = yield* Effect.acquireRelease(
+      Effect.sync(() => {
+        const others: Listeners = members.get(consumer) ?? { all: new Set(), idle: new Set() }
+        members.set(consumer, others)
+        others.all.add(self)
+        return others
+      }),
+      ({ all }) =>
+        Effect.sync(() => {
+          all.delete(self)
+          if (all.size === 0) members.delete(consumer)
+        })
+    )
+
     const work = Effect.gen(function*() {
       // Whether a claim may find something, so that there is no need to look first.
       let isPromising = true
       let isFull = false
+      const ahead = (): number => clock.currentTimeMillisUnsafe() - elapsed()
+      let before = ahead()
       while (true) {
         signal.closeUnsafe()
         expire()
+        const since = before
+        before = ahead()
+        if (before < since - setBack) {
+          yield* Effect.mapError(groups.advance(consumer, member.ackTimeout, longestPause), failed)
+        }
         const room = isWanting ? max - inFlight.size : 0
+        if (self.isTold) {
+          self.isTold = false
+          // It does not look now, and another one has to.
+          if (room <= 0) tell(consumer)
+        }
         if (requests.length === 0 && room <= 0) {
           // Room comes by a request, or as the oldest delivery runs out.
           const [oldest] = inFlight.values()
-          const wait = isWanting && oldest !== undefined ? oldest.deadline - clock.currentTimeMillisUnsafe() : Infinity
+          const wait = isWanting && oldest !== undefined ? oldest.deadline - elapsed() : Infinity
           yield* waitFor(signal, wait)
           continue
         }
@@ -277,7 +330,9 @@ export const make = (surroundings: Surroundings) => {
           metrics.lag.updateUnsafe(lag, context)
           const now = clock.currentTimeMillisUnsafe()
           if (due > now && (lag <= 0 || isFull)) {
+            listeners.idle.add(self)
             yield* waitFor(signal, Math.min(due - now, pollInterval))
+            listeners.idle.delete(self)
             // Whether there is room again, only a claim tells.
             isPromising = isFull
             continue
@@ -306,13 +361,13 @@ export const make = (surroundings: Surroundings) => {
         }
         answer(turned)
         batch = []
-        if (turned.released) tell(consumer)
+        if (room > 0 ? turned.more : turned.released) tell(consumer)
         if (room > 0) {
           isPromising = turned.more
           isFull = turned.full
         }
         if (turned.claimed.length > 0) {
-          const deadline = clock.currentTimeMillisUnsafe() + member.ackTimeout
+          const deadline = elapsed() + member.ackTimeout
           for (const one of turned.claimed) {
             const held: Held = { ...one, deadline, isSettled: false }
             // At the end, where the latest deadline belongs.
@@ -340,33 +395,20 @@ export const make = (surroundings: Surroundings) => {
         Effect.onInterrupt(ready.await, () =>
           Effect.sync(() => {
             isWanting = false
+            signal.openUnsafe()
           })),
         pull
       )
     })
 
-    const wake = (): void => void signal.openUnsafe()
-    yield* Effect.acquireRelease(
-      Effect.sync(() => {
-        const others = members.get(consumer)
-        if (others === undefined) members.set(consumer, new Set([wake]))
-        else others.add(wake)
-      }),
-      () =>
-        Effect.sync(() => {
-          const others = members.get(consumer)
-          others?.delete(wake)
-          if (others?.size === 0) members.delete(consumer)
-        })
-    )
     // After the fiber below has ended.
     yield* Effect.addFinalizer(() =>
       Effect.suspend(() => {
         isClosed = true
         stop(Exit.void)
-        refuse(requests, ended())
+        refuse([...batch, ...requests], ended())
         requests = []
-        const leave = Effect.map(groups.leave(member), (released) => {
+        const leave = Effect.map(Closing.within(groups.leave(member)), (released) => {
           if (released) tell(consumer)
         })
         // Where the database is away, the others have to wait no longer than until it is back.
@@ -388,15 +430,17 @@ export const make = (surroundings: Surroundings) => {
           const isOver = Exit.isFailure(exit) && Cause.hasInterruptsOnly(exit.cause)
           const over = isOver ? Exit.void : exit
           stop(over)
+          listeners.idle.delete(self)
+          // What it was told, and was about to look for, others have to look for.
+          tell(consumer)
           // For the reason why it has ended: where another subscription helps, it says so.
           refuse([...batch, ...requests], reasonOf(over))
           requests = []
         })
       ),
       Effect.withTracerEnabled(false),
-      Effect.forkScoped
+      Closing.forkScoped
     )
-    yield* Effect.forkScoped(whenAppended(wake))
     return Stream.fromPull(Effect.succeed(pull))
   })
 

@@ -23,6 +23,7 @@ import type { Event } from "../EventPublisher.ts"
 import { isExecutionEvent } from "../ExecutionEvent.ts"
 import * as Rows from "./eventRows.ts"
 import type { FailureText } from "./failureText.ts"
+import { planned } from "./planned.ts"
 
 /**
  * What groups need of the store around them.
@@ -170,6 +171,8 @@ interface ParkedRow {
   readonly payload: string | null
 }
 
+type Run = <A>(statement: Statement.Statement<A>) => Effect.Effect<ReadonlyArray<A>, SqlError.SqlError>
+
 /** @internal */
 export const make = (surroundings: Surroundings) => {
   const { clock, decode, encode, filter, lastOffset, sql, transact } = surroundings
@@ -181,14 +184,55 @@ export const make = (surroundings: Surroundings) => {
       ? sql`${sql(column)} = ANY(${values})`
       : sql`${sql(column)} IN (SELECT value FROM json_each(${JSON.stringify(values)}))`
 
+  /** For what is looked up among deliveries, but for transactions that have `byIndex`. */
+  const fresh: Run = (statement) => planned(sql, statement)
+  const prepared: Run = (statement) => statement
+
+  // How many deliveries a group has no planner can tell: they come and go. By a guess that is too low PostgreSQL goes through all of them,
+  // with those that were handled since the last vacuum, to find a few. Looked up one by one, they are found by their index.
+  const foundBy = (type: "bigint" | "text", values: unknown, lookup: Statement.Fragment): Statement.Fragment =>
+    sql`ctid = ANY(ARRAY(
+      SELECT found.ctid FROM unnest(${values}::${sql.literal(type)}[]) AS given (value)
+        CROSS JOIN LATERAL (${lookup} LIMIT 1) AS found))`
+
+  /** The deliveries of some events. */
+  const at = (consumer: string, offsets: ReadonlyArray<number>): Statement.Fragment =>
+    isPostgres
+      ? foundBy(
+        "bigint",
+        `{${offsets.join()}}`,
+        sql`SELECT ctid FROM effect_units_deliveries WHERE consumer = ${consumer} AND event_offset = given.value`
+      )
+      : sql`consumer = ${consumer} AND ${among("event_offset", offsets)}`
+
+  /** The first delivery of each of some executions. */
+  const firstOf = (consumer: string, executions: ReadonlyArray<string>): Statement.Fragment =>
+    isPostgres
+      ? foundBy(
+        "text",
+        executions,
+        sql`SELECT ctid FROM effect_units_deliveries WHERE consumer = ${consumer} AND execution = given.value ORDER BY event_offset`
+      )
+      : sql`consumer = ${consumer} AND event_offset IN (
+        SELECT MIN(event_offset) FROM effect_units_deliveries
+        WHERE consumer = ${consumer} AND ${among("execution", executions)} GROUP BY execution)`
+
   // SQLite has the lock from BEGIN IMMEDIATE.
   const forUpdate = sql.literal(isPostgres ? "FOR UPDATE" : "")
 
-  /** Locks a group until the end of the transaction. */
-  const lock = (consumer: string) =>
+  const plain = sql.literal("")
+  // Statements that are prepared go by their indices, whatever the server believes of tables that fill and empty all the time.
+  const byIndex = sql.literal(
+    isPostgres
+      ? ", set_config('enable_seqscan', 'off', true), set_config('plan_cache_mode', 'force_generic_plan', true)"
+      : ""
+  )
+
+  /** Locks a group until the end of the transaction. `byIndex` goes for all of its statements: for no transaction of the application. */
+  const lock = (consumer: string, settings = plain) =>
     Effect.map(
       sql<{ last_offset: Integer; parked: Integer; wanted: string }>`
-        SELECT last_offset, parked, wanted FROM effect_units_groups WHERE consumer = ${consumer} ${forUpdate}`,
+        SELECT last_offset, parked, wanted ${settings} FROM effect_units_groups WHERE consumer = ${consumer} ${forUpdate}`,
       ([row]) => row && { position: Number(row.last_offset), parked: Number(row.parked), wanted: row.wanted }
     )
 
@@ -207,23 +251,25 @@ export const make = (surroundings: Surroundings) => {
   }
 
   /** Makes due what waits behind events that are out of the way now. */
-  const release = (consumer: string, executions: ReadonlyArray<string | null>) => {
+  const release = (run: Run, consumer: string, executions: ReadonlyArray<string | null>) => {
     const keys = executions.filter((execution) => execution !== null)
     return keys.length === 0 ? Effect.succeed(false) : Effect.map(
-      sql`UPDATE effect_units_deliveries SET due_at = 0
-        WHERE consumer = ${consumer} AND due_at IS NULL AND parked_at IS NULL AND event_offset IN (
-          SELECT MIN(event_offset) FROM effect_units_deliveries
-          WHERE consumer = ${consumer} AND ${among("execution", keys)} GROUP BY execution
-        ) RETURNING event_offset`,
+      run(sql`UPDATE effect_units_deliveries SET due_at = 0
+        WHERE due_at IS NULL AND parked_at IS NULL AND ${firstOf(consumer, keys)} RETURNING event_offset`),
       (rows) => rows.length > 0
     )
   }
 
-  const remove = Effect.fnUntraced(function*(consumer: string, condition: Statement.Fragment) {
-    const rows = yield* sql<{ event_offset: Integer; execution: string | null }>`
-      DELETE FROM effect_units_deliveries WHERE consumer = ${consumer} AND ${condition}
-      RETURNING event_offset, execution`
-    const released = yield* release(consumer, rows.map(({ execution }) => execution))
+  const remove = Effect.fnUntraced(function*(
+    run: Run,
+    consumer: string,
+    offsets: ReadonlyArray<number>,
+    conditions: ReadonlyArray<Statement.Fragment>
+  ) {
+    const rows = yield* run(sql<{ event_offset: Integer; execution: string | null }>`
+      DELETE FROM effect_units_deliveries WHERE ${sql.and([at(consumer, offsets), ...conditions])}
+      RETURNING event_offset, execution`)
+    const released = yield* release(run, consumer, rows.map(({ execution }) => execution))
     return { offsets: rows.map(({ event_offset }) => Number(event_offset)), released }
   })
 
@@ -253,7 +299,7 @@ export const make = (surroundings: Surroundings) => {
     const acks = settlements.flatMap((one) => one._tag === "Ack" ? [one.offset] : [])
     const acked = acks.length === 0
       ? { offsets: [], released: false }
-      : yield* remove(consumer, sql`member = ${id} AND ${among("event_offset", acks)}`)
+      : yield* remove(prepared, consumer, acks, [sql`member = ${id}`])
     const settled = new Set<number>(acked.offsets)
     let newlyParked = 0
     for (const settlement of settlements) {
@@ -323,11 +369,11 @@ export const make = (surroundings: Surroundings) => {
     // Its event was pruned by somebody who was told to.
     const removed = gone.length === 0
       ? { released: false }
-      : yield* remove(consumer, among("event_offset", gone))
+      : yield* remove(prepared, consumer, gone, [])
     if (claimed.length > 0) {
       yield* sql`UPDATE effect_units_deliveries
         SET attempts = attempts + 1, due_at = ${now + member.ackTimeout}, member = ${member.id}
-        WHERE consumer = ${consumer} AND ${among("event_offset", claimed.map(({ offset }) => offset))}`
+        WHERE ${at(consumer, claimed.map(({ offset }) => offset))}`
     }
     claimed.sort((one, other) => one.offset - other.offset)
     return { claimed, newlyParked, released: removed.released, more: rows.length === room }
@@ -338,8 +384,8 @@ export const make = (surroundings: Surroundings) => {
     executions.length === 0
       ? Effect.succeed(new Set<string>())
       : Effect.map(
-        sql<{ execution: string }>`SELECT DISTINCT execution FROM effect_units_deliveries
-          WHERE consumer = ${consumer} AND ${among("execution", executions)}`,
+        sql<{ execution: string }>`
+          SELECT execution FROM effect_units_deliveries WHERE ${firstOf(consumer, executions)}`,
         (rows) => new Set(rows.map(({ execution }) => execution))
       )
 
@@ -405,11 +451,17 @@ export const make = (surroundings: Surroundings) => {
     return { claimed, newlyParked, position, more }
   })
 
+  // Not the offset that was given last: a group that has yet to see events that were pruned never comes to it.
+  const newest = Effect.map(
+    sql<{ newest: Integer | null }>`SELECT MAX(event_offset) AS newest FROM effect_units_events`,
+    ([row]) => Number(row?.newest ?? 0)
+  )
+
   const openEvents = (consumer: string) =>
     Effect.map(
-      sql<{ count: Integer }>`SELECT COUNT(*) AS count FROM (
+      fresh(sql<{ count: Integer }>`SELECT COUNT(*) AS count FROM (
         SELECT 1 FROM effect_units_deliveries WHERE consumer = ${consumer} AND due_at IS NOT NULL LIMIT ${maxOpen}
-      ) AS counted`,
+      ) AS counted`),
       ([row]) => Number(row?.count ?? 0)
     )
 
@@ -417,17 +469,19 @@ export const make = (surroundings: Surroundings) => {
   const claim = Effect.fnUntraced(function*(member: Member, position: number, room: number, now: number) {
     const due = yield* claimDue(member, room, now)
     const left = room - due.claimed.length
-    const isFull = left > 0 && !due.more && (yield* openEvents(member.consumer)) >= maxOpen
-    const found = left > 0 && !due.more && !isFull
+    const last = yield* newest
+    const isBehind = left > 0 && !due.more && last > position
+    const isFull = isBehind && (yield* openEvents(member.consumer)) >= maxOpen
+    const found = isBehind && !isFull
       ? yield* claimNew(member, position, left, now)
       : { claimed: [], newlyParked: 0, position, more: due.more }
     return {
       claimed: [...due.claimed, ...found.claimed],
       newlyParked: due.newlyParked + found.newlyParked,
       released: due.released,
-      more: found.more,
+      more: found.more || due.released,
       full: isFull,
-      lag: Math.max(0, (yield* lastOffset) - found.position)
+      lag: Math.max(0, last - found.position)
     }
   })
 
@@ -441,7 +495,7 @@ export const make = (surroundings: Surroundings) => {
   ): Effect.Effect<Turned, SqlError.SqlError> =>
     transact(Effect.gen(function*(): Effect.gen.Return<Turned, SqlError.SqlError> {
       const { consumer } = member
-      const group = yield* lock(consumer)
+      const group = yield* lock(consumer, byIndex)
       if (group === undefined) return { _tag: "Removed" }
       const isOther = room > 0 && group.wanted !== wantedText(member.wanted)
       if (isOther && settlements.length === 0) return { _tag: "OtherFilter" }
@@ -464,7 +518,7 @@ export const make = (surroundings: Surroundings) => {
   /** Gives back at once all that a member has, as it leaves. What it did not get to do is no attempt. */
   const leave = ({ consumer, id }: Pick<Member, "consumer" | "id">) =>
     transact(Effect.andThen(
-      lock(consumer),
+      lock(consumer, byIndex),
       Effect.map(
         sql`UPDATE effect_units_deliveries SET due_at = 0, member = NULL, attempts = attempts - 1
           WHERE consumer = ${consumer} AND due_at IS NOT NULL AND member = ${id} RETURNING event_offset`,
@@ -472,10 +526,22 @@ export const make = (surroundings: Surroundings) => {
       )
     ))
 
+  /** After the clock was set back: what was to be due by a later time is due after so many milliseconds from now. */
+  const advance = (consumer: string, lease: number, pause: number) =>
+    transact(Effect.andThen(
+      lock(consumer),
+      Effect.suspend(() => {
+        const now = clock.currentTimeMillisUnsafe()
+        const latest = sql`CASE WHEN member IS NULL THEN ${now + pause} ELSE ${now + lease} END`
+        return fresh(sql`UPDATE effect_units_deliveries SET due_at = ${latest}
+          WHERE consumer = ${consumer} AND due_at > ${latest}`)
+      })
+    ))
+
   /** Acknowledges one event, in the transaction around it. */
   const acknowledge = Effect.fnUntraced(function*({ consumer, id }: Pick<Member, "consumer" | "id">, offset: number) {
     yield* lock(consumer)
-    return yield* remove(consumer, sql`event_offset = ${offset} AND member = ${id}`)
+    return yield* remove(fresh, consumer, [offset], [sql`member = ${id}`])
   })
 
   /**
@@ -484,11 +550,11 @@ export const make = (surroundings: Surroundings) => {
    */
   const look = (consumer: string) =>
     Effect.zipWith(
-      lastOffset,
-      sql<{ last_offset: Integer; due: Integer | null }>`
+      newest,
+      fresh(sql<{ last_offset: Integer; due: Integer | null }>`
         SELECT last_offset, (
           SELECT MIN(due_at) FROM effect_units_deliveries WHERE consumer = ${consumer} AND due_at IS NOT NULL
-        ) AS due FROM effect_units_groups WHERE consumer = ${consumer}`,
+        ) AS due FROM effect_units_groups WHERE consumer = ${consumer}`),
       (last, [group]) => ({
         // Of a group that was removed a claim says so.
         lag: group === undefined ? 1 : last - Number(group.last_offset),
@@ -513,14 +579,15 @@ export const make = (surroundings: Surroundings) => {
     yield* sql`UPDATE effect_units_groups SET wanted = ${text} WHERE consumer = ${consumer}`
   })
 
-  /** The position right before the oldest event of the log. */
-  const beginning = Effect.flatMap(
-    sql<{ first: Integer | null }>`SELECT MIN(event_offset) AS first FROM effect_units_events`,
-    ([row]) => row === undefined || row.first === null ? lastOffset : Effect.succeed(Number(row.first) - 1)
-  )
+  /** The position right before the oldest event of the log. Of an empty one, before all that is appended once this has begun. */
+  const beginning = Effect.flatMap(lastOffset, (last) =>
+    Effect.map(
+      sql<{ first: Integer | null }>`SELECT MIN(event_offset) AS first FROM effect_units_events`,
+      ([row]) => row === undefined || row.first === null ? last : Number(row.first) - 1
+    ))
 
   const list: Effect.Effect<ReadonlyArray<Group>, SqlError.SqlError> = Effect.gen(function*() {
-    const last = yield* lastOffset
+    const last = yield* newest
     const rows = yield* sql<{ consumer: string; last_offset: Integer; parked: Integer }>`
       SELECT consumer, last_offset, parked FROM effect_units_groups`
     const groups = yield* Effect.forEach(rows, (row) =>
@@ -582,11 +649,11 @@ export const make = (surroundings: Surroundings) => {
   /** The newest parked events that fit, with their payloads. */
   const selectParked = (conditions: ReadonlyArray<Statement.Fragment>, limit: number) => {
     const order = sql.literal("ORDER BY parked_at DESC, consumer DESC, event_offset DESC")
-    return sql<ParkedRow>`
+    return fresh(sql<ParkedRow>`
       SELECT page.*, event.payload FROM (
         SELECT consumer, event_offset, attempts, parked_at, error, cause, edited FROM effect_units_deliveries
         WHERE ${sql.and(conditions)} ${order} LIMIT ${limit}
-      ) AS page LEFT JOIN effect_units_events AS event ON event.event_offset = page.event_offset ${order}`
+      ) AS page LEFT JOIN effect_units_events AS event ON event.event_offset = page.event_offset ${order}`)
   }
 
   const listParked = (options: ParkedOptions, limit: number) => {
@@ -624,16 +691,14 @@ export const make = (surroundings: Surroundings) => {
 
   const replayAt = (consumer: string, offsets: ReadonlyArray<number>) =>
     Effect.map(
-      sql`UPDATE effect_units_deliveries SET ${sql.update(unparked)}
-        WHERE consumer = ${consumer} AND parked_at IS NOT NULL AND ${
-        among("event_offset", offsets)
-      } RETURNING event_offset`,
+      fresh(sql`UPDATE effect_units_deliveries SET ${sql.update(unparked)}
+        WHERE parked_at IS NOT NULL AND ${at(consumer, offsets)} RETURNING event_offset`),
       (rows) => rows.length
     )
 
   const discardAt = (consumer: string, offsets: ReadonlyArray<number>) =>
     Effect.map(
-      remove(consumer, sql`parked_at IS NOT NULL AND ${among("event_offset", offsets)}`),
+      remove(fresh, consumer, offsets, [sql`parked_at IS NOT NULL`]),
       (removed) => removed.offsets.length
     )
 
@@ -650,19 +715,21 @@ export const make = (surroundings: Surroundings) => {
   /** Group by group, oldest event first, of those that are parked now. */
   const all = (unpark: Unpark) =>
     Effect.fnUntraced(function*(parkedFilter: ParkedFilter) {
-      const now = clock.currentTimeMillisUnsafe()
+      // By the clocks that they were parked by, which may be ahead of this one.
+      const [newest] = yield* fresh(sql<{ parked_at: Integer | null }>`
+        SELECT MAX(parked_at) AS parked_at FROM effect_units_deliveries WHERE parked_at IS NOT NULL`)
       const groups = yield* sql<{ consumer: string }>`SELECT consumer FROM effect_units_groups
         WHERE parked > 0 ORDER BY consumer`
-      const conditions = [...conditionsOf(parkedFilter), sql`parked_at <= ${now}`]
+      const conditions = [...conditionsOf(parkedFilter), sql`parked_at <= ${newest?.parked_at ?? 0}`]
       let count = 0
       for (const { consumer } of groups) {
         let after = 0
         while (true) {
           const rows = yield* transact(Effect.gen(function*() {
             yield* lock(consumer)
-            const found = yield* sql<{ event_offset: Integer }>`SELECT event_offset FROM effect_units_deliveries
+            const found = yield* fresh(sql<{ event_offset: Integer }>`SELECT event_offset FROM effect_units_deliveries
               WHERE ${sql.and([sql`consumer = ${consumer}`, sql`event_offset > ${after}`, ...conditions])}
-              ORDER BY event_offset LIMIT ${batchSize}`
+              ORDER BY event_offset LIMIT ${batchSize}`)
             const offsets = found.map(({ event_offset }) => Number(event_offset))
             if (offsets.length > 0) yield* setParked(-(yield* unpark(consumer, offsets)), consumer)
             return offsets
@@ -699,6 +766,7 @@ export const make = (surroundings: Surroundings) => {
     look,
     turn,
     leave,
+    advance,
     acknowledge,
     list,
     remove: removeGroup,
