@@ -7,13 +7,14 @@
  * **Guarantees**
  *
  * - At least once: a relay marks how far it has come only after the publisher has acknowledged all up to there. What dies with a process
- *   before its mark, one batch at most for each shard, is sent again by the next one. The event's `id` is the key to deduplicate on.
+ *   before its mark is sent again by the next one: one batch at most for each shard, and while an event is held up by failures, one for
+ *   each attempt. The event's `id` is the key to deduplicate on.
  * - In order for each tree of executions: nothing of a tree (`root_id`) is sent before what precedes it in the log is acknowledged. What
  *   of it arrives a second time comes later, and in order too. Different trees overtake each other.
  * - One at a time: any number of processes can run a relay of one name. Each shard is one process's; the others stand by, or have the
  *   other shards. A process that stood still for longer than `lease` has lost its shards, and what it would mark then is refused.
- * - Nothing in silence: an event that the publisher refuses for good is put aside with the reason, logged and counted, and the others
- *   go on; see `onRefused`.
+ * - Nothing in silence: an event that the publisher refuses for good, or that fails time and again while others get through, is put
+ *   aside with the reason, logged and counted, and the others go on; see `onRefused` and `maxAttempts`.
  *
  * **Gotchas**
  *
@@ -32,6 +33,7 @@ import * as Layer from "effect/Layer"
 import * as Metric from "effect/Metric"
 import * as Option from "effect/Option"
 import * as Result from "effect/Result"
+import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
 import * as Migrator from "effect/sql/Migrator"
@@ -80,6 +82,12 @@ export interface Options<out E = never, out R = never> {
    * is never sent. `wait`: nothing else is sent until it is taken after all. All of it is logged, and counted.
    */
   readonly onRefused?: "park" | "skip" | "wait" | undefined
+  /**
+   * How often an event may fail while events of other trees get through, before it counts as refused for good, whatever its failure says
+   * of a retry. The process that holds its shard counts. Where nothing gets through, as while a broker is away, nothing is counted; with
+   * `wait` neither. Default 15, which takes some 80 seconds, as the pauses grow to 10.
+   */
+  readonly maxAttempts?: number | undefined
   /**
    * How many events may be parked. Then the relay waits with the next one: a broker that refuses all there is, as for want of a
    * permission, should not have the log copied. Default 1,000.
@@ -221,7 +229,10 @@ export interface Running {
   }) => Effect.Effect<ReadonlyArray<Parked>, EventStore.EventStoreError>
   /**
    * Sends a parked event, and forgets it once the publisher has it; `false` where none is parked at this offset. It comes behind
-   * what was sent meanwhile.
+   * what was sent meanwhile, later events of its own tree among them: order holds for what was never parked.
+   *
+   * It is sent as it is in the log. To send another one in its place, publish that with an `id` of its own to the publisher, or append
+   * it to the store, and `discard` this one.
    */
   readonly replay: (
     offset: number
@@ -352,21 +363,31 @@ interface Page {
   readonly last: number
 }
 
-/** Events that have to go one after the other. */
-type Lane = ReadonlyArray<EventStore.Entry>
+/** Events of one tree, which have to go one after the other. */
+class Lane {
+  readonly entries: Array<EventStore.Entry> = []
+  /** Why the first of them was not taken when it was last sent. */
+  failure: string | undefined
+  /** How often it has failed while others got through. */
+  attempts = 0
+  /** Whether it is refused for good, and the relay waits with it. */
+  isHeld = false
 
-const lanesOf = (entries: ReadonlyArray<EventStore.Entry>): ReadonlyArray<Lane> => {
-  const lanes = new Map<string, Array<EventStore.Entry>>()
-  for (const entry of entries) {
-    const key = keyOf(entry.event)
-    const lane = lanes.get(key)
-    if (lane === undefined) lanes.set(key, [entry])
-    else lane.push(entry)
+  /** The first one is out of the way. */
+  advance(): void {
+    this.entries.shift()
+    this.failure = undefined
+    this.attempts = 0
+    this.isHeld = false
   }
-  return Array.from(lanes.values())
+
+  get isStuck(): boolean {
+    return this.failure !== undefined
+  }
 }
 
-const isFilled = (lane: Lane): boolean => lane.length > 0
+/** How many events of a shard may be read and not out of the way, before no more are read. */
+const maxWaiting = 10_000
 
 /**
  * Makes a relay, which works until the scope closes.
@@ -384,6 +405,7 @@ export const make = Effect.fnUntraced(function*<E, R>(
   const { maxInFlight = 256, maxParked = 1000, name, onRefused = "park" } = options
   const shards = Math.max(1, Math.trunc(options.shards ?? 1))
   const batch = Math.min(Math.max(1, Math.trunc(options.batch ?? 500)), 1000)
+  const maxAttempts = Math.max(1, Math.trunc(options.maxAttempts ?? 15))
   const store = yield* EventStore.EventStore
   const { sql } = store
   const clock = yield* Clock.Clock
@@ -472,62 +494,81 @@ export const make = Effect.fnUntraced(function*<E, R>(
     const { shard } = lease
     const backoff = new Brokers.Backoff(50, 10_000)
     const lost = new ShardLeases.Lost({ shard })
+    /** What is read and not out of the way; first the tree whose turn it is to be tried. */
+    const lanes = new Map<string, Lane>()
+    /** Whether anything got through when something was last sent. */
+    let isUp = true
     let relayed = 0
     let refused = 0
 
-    /** Sends one event after the other, and gives those that have to be sent again. */
-    const publishLane = Effect.fnUntraced(function*(lane: Lane): Effect.fn.Return<Lane, ShardLeases.Lost> {
-      for (const [index, { event, offset }] of lane.entries()) {
-        if (!lease.isFresh()) return yield* lost
-        const sent = yield* Effect.result(
-          Effect.catchDefect(publisher.publish(event), (cause) =>
-            Effect.fail(
-              new EventPublisher.PublishError({
-                event_id: event.id,
-                reason: new EventPublisher.Unavailable({ detail: Brokers.describe(cause), cause })
-              })
-            ))
-        )
-        if (Result.isSuccess(sent)) {
-          relayed++
-          continue
-        }
-        const { message, reason } = sent.failure
-        const isRefused = reason._tag === "Rejected"
-        const isDone = isRefused && (yield* Effect.orElseSucceed(refuse(offset, event.id, reason.detail), () => false))
-        if (isDone) {
-          refused++
-          continue
-        }
-        yield* failed(reason._tag, message)
-        return lane.slice(index)
+    /** Puts the first event of a lane aside; `false` where the relay is to wait with it. */
+    const putAside = Effect.fnUntraced(function*(lane: Lane, { event, offset }: EventStore.Entry, error: string) {
+      const isDone = yield* Effect.orElseSucceed(refuse(offset, event.id, error), () => false)
+      lane.isHeld = !isDone
+      if (isDone) {
+        refused++
+        lane.advance()
       }
-      return []
+      return isDone
     })
+
+    /** Sends the first event of a lane; `false` where it has to be sent again, or there is none. */
+    const sendFirst = Effect.fnUntraced(function*(lane: Lane): Effect.fn.Return<boolean, ShardLeases.Lost> {
+      const [entry] = lane.entries
+      if (entry === undefined) return false
+      if (!lease.isFresh()) return yield* lost
+      const { event } = entry
+      const sent = yield* Effect.result(
+        Effect.catchDefect(publisher.publish(event), (cause) =>
+          Effect.fail(
+            new EventPublisher.PublishError({
+              event_id: event.id,
+              reason: new EventPublisher.Unavailable({ detail: Brokers.describe(cause), cause })
+            })
+          ))
+      )
+      if (Result.isSuccess(sent)) {
+        relayed++
+        lane.advance()
+        return true
+      }
+      const { message, reason } = sent.failure
+      if (reason._tag === "Rejected" && (yield* putAside(lane, entry, reason.detail))) return true
+      lane.failure = message
+      yield* failed(reason._tag, message)
+      return false
+    })
+
+    const sendAll = Effect.fnUntraced(function*(lane: Lane) {
+      let isTaken = true
+      while (isTaken) isTaken = yield* sendFirst(lane)
+    })
+
+    const send = (list: ReadonlyArray<Lane>, how: (lane: Lane) => Effect.Effect<unknown, ShardLeases.Lost>) =>
+      Effect.forEach(list, how, { concurrency: maxInFlight, discard: true })
+
+    const dropEmpty = (): void => {
+      for (const [key, lane] of lanes) if (lane.entries.length === 0) lanes.delete(key)
+    }
+
+    /** Whether others are to be read, as all that is read has failed. */
+    const needsOthers = (): boolean => {
+      if (onRefused === "wait") return false
+      let waiting = 0
+      for (const lane of lanes.values()) {
+        if (!lane.isStuck || lane.isHeld) return false
+        waiting += lane.entries.length
+      }
+      return waiting < maxWaiting
+    }
 
     /** Waits before the next attempt; `false` where there is none, as the shard is to be given back. */
     const pause = Effect.suspend(() =>
       Effect.timeoutOrElse(lease.stop.await, { duration: backoff.next(), orElse: () => Effect.void })
     ).pipe(Effect.map(() => !lease.isStopping()))
 
-    const relayEntries = Effect.fnUntraced(function*(entries: ReadonlyArray<EventStore.Entry>) {
-      let waiting = lanesOf(shards === 1 ? entries : entries.filter(({ event }) => shardOf(event, shards) === shard))
-      while (waiting.length > 0) {
-        const left = yield* Effect.forEach(waiting, publishLane, { concurrency: maxInFlight })
-        waiting = left.filter(isFilled)
-        // As long as it fails, one event is tried and not all of them.
-        while (waiting.length > 0) {
-          if (!(yield* pause)) return false
-          const [[oldest, ...behind] = [], ...others] = waiting
-          if (oldest === undefined || (yield* publishLane([oldest])).length > 0) continue
-          waiting = [behind, ...others].filter(isFilled)
-          break
-        }
-      }
-      return true
-    })
-
-    const relayPage = Effect.fnUntraced(function*({ entries, last, missed, unreadable }: Page) {
+    /** Adds what was read to what is to be sent; `false` where the shard is to be given back. */
+    const takeIn = Effect.fnUntraced(function*({ entries, last, missed, unreadable }: Page) {
       // Nobody knows whose they were, so the first shard tells.
       if (missed > 0 && shard === 0) {
         yield* Metric.update(Metrics.relayed(name, "missed"), missed)
@@ -535,9 +576,15 @@ export const make = Effect.fnUntraced(function*<E, R>(
           `The relay "${name}" has missed ${missed} events before offset ${last}: they were pruned before it came to them`
         )
       }
-      if (unreadable === undefined) return yield* relayEntries(entries)
+      for (const entry of entries) {
+        if (shards > 1 && shardOf(entry.event, shards) !== shard) continue
+        const key = keyOf(entry.event)
+        let lane = lanes.get(key)
+        if (lane === undefined) lanes.set(key, lane = new Lane())
+        lane.entries.push(entry)
+      }
       // Nobody knows whose it is, so the first shard sees to it.
-      if (shard !== 0) return true
+      if (unreadable === undefined || shard !== 0) return true
       const id = "that cannot be read"
       while (!(yield* Effect.orElseSucceed(refuse(last, id, unreadable), () => false))) {
         yield* failed("Undecodable", unreadable)
@@ -565,22 +612,72 @@ export const make = Effect.fnUntraced(function*<E, R>(
       yield* Metric.update(Metrics.relayBatches(name), 1)
       relayed = 0
       refused = 0
-      failing = false
-      backoff.reset()
     })
 
-    const position = yield* Effect.retry(positionOf(store, name, shard), {
+    let last = yield* Effect.retry(positionOf(store, name, shard), {
+      schedule: Schedule.spaced("100 millis"),
       while: () => lease.isFresh() && !lease.isStopping()
     }).pipe(Effect.mapError(() => lost))
-    let reading = yield* Effect.forkChild(nextPage(position))
-    while (true) {
-      const page = yield* Effect.raceFirst(Fiber.join(reading), Effect.as(lease.stop.await, undefined))
-      if (page === undefined || lease.isStopping()) return
-      if (!lease.isFresh()) return yield* lost
+    let reading = yield* Effect.forkChild(nextPage(last))
+
+    const turnPage = Effect.gen(function*() {
+      const page = yield* Fiber.join(reading)
+      last = page.last
       // While this page is sent the next one is read.
-      reading = yield* Effect.forkChild(nextPage(page.last))
-      if (!(yield* relayPage(page))) return
-      yield* mark(page.last)
+      reading = yield* Effect.forkChild(nextPage(last))
+      return yield* takeIn(page)
+    })
+
+    /**
+     * Tries again what has failed. While others get through, all that has failed is tried, and a page of others goes on with each attempt.
+     * While nothing gets through, one event that has failed is tried, each time that of another tree, and one that has not.
+     */
+    const tryAgain = Effect.gen(function*() {
+      const stuck = Array.from(lanes).flatMap(([key, lane]) =>
+        lane.isStuck ? [{ key, lane, entry: lane.entries[0] }] : []
+      )
+      const free = () => Array.from(lanes.values()).filter((lane) => !lane.isStuck)
+      const suspects = isUp ? stuck : stuck.slice(0, 1)
+      const before = relayed
+      yield* send(suspects.map(({ lane }) => lane), sendFirst)
+      const between = relayed
+      if (isUp) yield* send(free(), sendAll)
+      else {
+        if (relayed === before) yield* send(free().slice(0, 1), sendFirst)
+        if (relayed > before) yield* send(Array.from(lanes.values()), sendAll)
+      }
+      isUp = relayed > before
+      for (const { entry, key, lane } of suspects) {
+        if (entry === undefined || entry !== lane.entries[0]) continue
+        lanes.delete(key)
+        lanes.set(key, lane)
+        // Only what was sent after it shows that the publisher took something.
+        if (relayed > between) lane.attempts++
+        if (lane.attempts < maxAttempts) continue
+        yield* putAside(lane, entry, `${lane.failure}. It failed ${lane.attempts} times while others got through`)
+      }
+      dropEmpty()
+    })
+
+    while (true) {
+      yield* Effect.raceFirst(Fiber.await(reading), lease.stop.await)
+      if (lease.isStopping()) return
+      if (!lease.isFresh()) return yield* lost
+      if (!(yield* turnPage)) return
+      yield* send(Array.from(lanes.values()), sendAll)
+      isUp = relayed > 0
+      dropEmpty()
+      while (lanes.size > 0) {
+        if (relayed + refused > 0) {
+          yield* mark(Math.min(...Array.from(lanes.values(), ({ entries: [oldest] }) => oldest?.offset ?? last)) - 1)
+        }
+        if (!(yield* pause)) return
+        if (reading.pollUnsafe() !== undefined && needsOthers() && !(yield* turnPage)) return
+        yield* tryAgain
+      }
+      yield* mark(last)
+      failing = false
+      backoff.reset()
     }
   }, (effect, { shard }) =>
     effect.pipe(

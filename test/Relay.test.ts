@@ -1,6 +1,4 @@
 import { assert, describe, it } from "@effect/vitest"
-import { jetstreamManager } from "@nats-io/jetstream"
-import { connect } from "@nats-io/transport-node"
 import {
   Clock,
   Context,
@@ -17,24 +15,38 @@ import {
   Schema,
   Scope,
   Stream,
-  Tracer
+  type Tracer
 } from "effect"
+import { FetchHttpClient } from "effect/http"
 import { Statement } from "effect/sql"
 import { TestClock } from "effect/testing"
 import * as fs from "node:fs"
 import * as os from "node:os"
 import * as path from "node:path"
-import { createClient } from "redis"
-import { DomainEvent, EventPublisher, EventStore, EventSubscriber, Execution, instrument, Relay } from "../src/index.ts"
+import {
+  DomainEvent,
+  EventPublisher,
+  EventStore,
+  EventSubscriber,
+  Execution,
+  ExecutionEvent,
+  instrument,
+  Relay
+} from "../src/index.ts"
 import * as Nats from "../src/publishers/Nats.ts"
+import * as OpenTelemetry from "../src/publishers/OpenTelemetry.ts"
 import * as Postgres from "../src/publishers/Postgres.ts"
 import * as Redis from "../src/publishers/Redis.ts"
 import * as Sqlite from "../src/publishers/Sqlite.ts"
 import { Faults } from "../src/testing/index.ts"
 import { completed, domainEvent, failed, started } from "./fixtures/events.ts"
+import { newName } from "./fixtures/names.ts"
 import { ownNats, ownRedis, type OwnServer } from "./fixtures/ownServer.ts"
 import { ownSchema } from "./fixtures/postgres.ts"
-import { receive } from "./fixtures/receiving.ts"
+import { removeKey, removeStream } from "./fixtures/removal.ts"
+import { postgres, sqlite, type World } from "./fixtures/storeWorlds.ts"
+import { tcpProxy } from "./fixtures/tcpProxy.ts"
+import * as OtlpReceiver from "./publishers/OtlpReceiver.ts"
 import { withProgram, withServer } from "./servers.ts"
 
 type Event = EventPublisher.Event
@@ -360,7 +372,7 @@ describe("moving", () => {
 })
 
 describe("a publisher that fails", () => {
-  it.effect("is tried again after longer and longer pauses, with one event, and then with all", () =>
+  it.effect("is tried again after longer and longer pauses, with one event in turn, and then with all", () =>
     Effect.gen(function*() {
       const registry: Metric.MetricRegistry = new Map()
       const logs: Array<string> = []
@@ -394,19 +406,55 @@ describe("a publisher that fails", () => {
         yield* until(count)
         assert.strictEqual(attempts.length, count)
       }
-      assert.deepStrictEqual(attempts.slice(3), ["a:started", "a:started", "a:started", "a:started"])
+      assert.deepStrictEqual(attempts.slice(3), ["a:started", "b:started", "c:started", "a:started"])
       assert.strictEqual((yield* relay.status).position, 0)
       isDown = false
       yield* TestClock.adjust(800)
       yield* broker.arrived(3)
       yield* caughtUp(relay)
-      assert.deepStrictEqual(broker.ids(), ["a:started", "b:started", "c:started"])
+      assert.deepStrictEqual(broker.ids().toSorted(), ["a:started", "b:started", "c:started"])
       assert.deepStrictEqual(counter("effect_units_relay_failures")(registry), { Unavailable: 7 })
       assert.deepStrictEqual(counter("effect_units_relay_events")(registry), { relayed: 3 })
       assert.deepStrictEqual(logs.filter((line) => line.startsWith("The relay")), [
         "The relay \"x\" waits: Event a:started was not published: the transport is unavailable: nobody is there. Check that it runs and " +
         "can be reached; a retry can help. It tries again; failures are counted in effect_units_relay_failures."
       ])
+    }))
+
+  it.effect("that takes nothing has nothing put aside, however long it is away", () =>
+    Effect.gen(function*() {
+      const store = yield* newStore
+      const broker = yield* makeBroker
+      let isDown = true
+      let attempts = 0
+      const to = EventPublisher.layer({
+        policy: "closed",
+        publish: (event) =>
+          Effect.suspend(() => {
+            attempts++
+            return isDown ? unavailable(event) : broker.take(event)
+          })
+      })
+      const ids = Array.from({ length: 10 }, (_, index) => `${index}`)
+      yield* store.append(ids.flatMap(story))
+      const relay = yield* start(store, { name: "x", to, batch: 4, maxAttempts: 1 })
+      for (let round = 0; round < 100; round++) {
+        yield* turns(2)
+        yield* TestClock.adjust("10 seconds")
+      }
+      assert.isAbove(attempts, 100)
+      const status = yield* relay.status
+      assert.deepStrictEqual([status.parked, status.refused, status.position], [0, 0, 0])
+      isDown = false
+      yield* TestClock.adjust("10 seconds")
+      yield* broker.arrived(20)
+      yield* caughtUp(relay)
+      for (const id of ids) {
+        assert.deepStrictEqual(broker.ids().filter((one) => one.startsWith(`${id}:`)), [
+          `${id}:started`,
+          `${id}:completed`
+        ])
+      }
     }))
 
   it.effect("that takes what it gets without having delivered it is refused", () =>
@@ -420,6 +468,204 @@ describe("a publisher that fails", () => {
           new Relay.RelayError({ relay: "x", reason: new Relay.NotAcknowledging({ policy: "open" }) })
         )
       }
+    }))
+})
+
+describe("a database that fails", () => {
+  it.effect("is asked again ten times a second for where a shard stands", () =>
+    Effect.gen(function*() {
+      const store = yield* newStore
+      const broker = yield* makeBroker
+      let isDown = true
+      let asked = 0
+      const failing: Statement.Transformer = (statement) => {
+        if (!isDown || !statement.compile()[0].trim().startsWith("SELECT last_offset FROM effect_units_checkpoints")) {
+          return Effect.succeed(statement)
+        }
+        asked++
+        return Effect.succeed(store.sql`SELECT nothing`)
+      }
+      yield* store.append(story("a"))
+      yield* start(store, { name: "x", to: broker.layer }).pipe(
+        Effect.provideService(Statement.CurrentTransformer, failing)
+      )
+      yield* turns(5)
+      for (let round = 0; round < 5; round++) {
+        const before = asked
+        yield* TestClock.adjust(99)
+        yield* turns(5)
+        assert.strictEqual(asked, before)
+        yield* TestClock.adjust(1)
+        yield* turns(5)
+        assert.strictEqual(asked, before + 1)
+      }
+      isDown = false
+      yield* TestClock.adjust(100)
+      yield* broker.arrived(2)
+    }))
+
+  it.effect("with a defect, once, does not end what looks after the lease", () =>
+    Effect.gen(function*() {
+      const store = yield* newStore
+      const broker = yield* makeBroker
+      const logs: Array<string> = []
+      let beats = 0
+      const dying: Statement.Transformer = (statement) =>
+        statement.compile()[0].startsWith("INSERT INTO effect_units_relay_members") && ++beats === 2
+          ? Effect.die(new Error("a bug"))
+          : Effect.succeed(statement)
+      yield* start(store, { name: "x", to: broker.layer, lease: "3 seconds" }).pipe(
+        Effect.provide(Logger.layer([Logger.make(({ message }) => void logs.push(String(message)))])),
+        Effect.provideService(Statement.CurrentTransformer, dying)
+      )
+      for (let second = 0; second < 5; second++) {
+        yield* TestClock.adjust("1 second")
+        yield* turns(2)
+      }
+      assert.strictEqual(beats, 6)
+      assert.isTrue(logs.some((line) => line.startsWith("The relay \"x\" could not look after its lease")))
+    }))
+})
+
+const bug = (event: Event) => event.id === "poison:started"
+
+/** An event that fails is parked, and the others do not wait for it. */
+const parkWhatFails = ({ database }: World) =>
+  Effect.gen(function*() {
+    const store = yield* Effect.flatMap(database, ({ open }) => open())
+    const broker = yield* makeBroker
+    const to = EventPublisher.layer({
+      policy: "closed",
+      publish: (event) => bug(event) ? Effect.die(new Error("a bug")) : broker.take(event)
+    })
+    yield* store.append(story("poison"))
+    yield* store.append(Array.from({ length: 30 }, (_, index) => started(`${index}`)))
+    const relay = yield* start(store, { name: "x", to, batch: 10, maxAttempts: 3 })
+    yield* broker.arrived(31)
+    yield* caughtUp(relay)
+    const arrived = broker.ids()
+    assert.strictEqual(new Set(arrived).size, 31)
+    // What belongs to its tree has waited; nothing else has.
+    assert.isAbove(arrived.indexOf("poison:completed"), 20)
+    assert.deepStrictEqual(
+      (yield* relay.parked()).map(({ error, event, offset }) => [offset, event?.id, error]),
+      [[
+        1,
+        "poison:started",
+        "Event poison:started was not published: the transport is unavailable: a bug. Check that it runs and can be reached; " +
+        "a retry can help. It failed 3 times while others got through"
+      ]]
+    )
+    const { parked, position, refused, relayed } = yield* relay.status
+    assert.deepStrictEqual([parked, position, refused, relayed], [1, 32, 1, 31])
+  })
+
+describe("an event that fails time and again", () => {
+  it.live("is parked once others got through often enough, which do not wait for it", () => parkWhatFails(sqlite))
+
+  it.effect("is parked after some 80 seconds, as the pauses are", () =>
+    Effect.gen(function*() {
+      const store = yield* newStore
+      const broker = yield* makeBroker
+      const to = EventPublisher.layer({
+        policy: "closed",
+        publish: (event) => bug(event) ? unavailable(event) : broker.take(event)
+      })
+      yield* store.append([started("poison"), ...Array.from({ length: 20 }, (_, index) => started(`${index}`))])
+      const relay = yield* start(store, { name: "x", to, batch: 1 })
+      yield* turns(2)
+      let passed = 0
+      while ((yield* relay.status).parked === 0) {
+        yield* TestClock.adjust("50 millis")
+        yield* turns(1)
+        passed += 50
+      }
+      assert.strictEqual(passed, 82_750)
+      yield* broker.arrived(20)
+    }))
+
+  it.effect("is parked alone, of each of many trees, and the others keep their order", () =>
+    Effect.gen(function*() {
+      const store = yield* newStore
+      const broker = yield* makeBroker
+      const trees = Array.from({ length: 40 }, (_, tree) =>
+        ["a", "b", "c", "d"].map((part, index) =>
+          // In every third tree one event fails, each time another one.
+          domainEvent(`${tree % 3 === 0 && tree % 4 === index ? "poison-" : ""}${tree}${part}`, {
+            correlation: `${tree}`
+          })
+        ))
+      const isPoison = ({ id }: Event) => id.startsWith("poison")
+      const to = EventPublisher.layer({
+        policy: "closed",
+        publish: (event) => isPoison(event) ? unavailable(event) : broker.take(event)
+      })
+      const events = [0, 1, 2, 3].flatMap((part) => trees.map((tree) => tree[part]!))
+      yield* store.append(events)
+      const relay = yield* start(store, { name: "x", to, batch: 9, maxInFlight: 4, maxAttempts: 2 })
+      // What comes last has nothing behind it that could get through.
+      yield* store.append(Array.from({ length: 60 }, (_, index) => started(`last-${index}`)))
+      while ((yield* relay.status).lag_events > 0) {
+        yield* turns(1)
+        yield* TestClock.adjust("10 seconds")
+      }
+      assert.deepStrictEqual(
+        (yield* relay.parked()).map(({ event }) => event?.id),
+        events.filter(isPoison).map(({ id }) => id)
+      )
+      assert.strictEqual(broker.all.length, events.length - 14 + 60)
+      for (const tree of trees) {
+        const ids: ReadonlyArray<string> = tree.filter((event) => !isPoison(event)).map(({ id }) => id)
+        assert.deepStrictEqual(broker.ids().filter((id) => ids.includes(id)), ids)
+      }
+    }))
+
+  it.effect("is not marked before it is out of the way", () =>
+    Effect.gen(function*() {
+      const store = yield* newStore
+      const [first, second] = [yield* makeBroker, yield* makeBroker]
+      const to = EventPublisher.layer({
+        policy: "closed",
+        publish: (event) => bug(event) ? unavailable(event) : first.take(event)
+      })
+      yield* store.append([...story("a"), ...story("poison"), ...story("b"), ...story("c")])
+      const relay = yield* start(store, { name: "x", to, batch: 2 })
+      while (first.all.length < 6) {
+        yield* turns(2)
+        yield* TestClock.adjust("10 seconds")
+      }
+      assert.deepStrictEqual(
+        first.ids().toSorted().join(" "),
+        "a:completed a:started b:completed b:started c:completed c:started"
+      )
+      yield* turns(2)
+      assert.strictEqual((yield* relay.status).position, 2)
+      yield* relay.close
+      yield* start(store, { name: "x", to: second.layer })
+      yield* second.arrived(6)
+      assert.deepStrictEqual(second.ids().slice(0, 2), ["poison:started", "poison:completed"])
+    }))
+
+  it.effect("is waited for where that is wanted", () =>
+    Effect.gen(function*() {
+      const store = yield* newStore
+      const broker = yield* makeBroker
+      let heals = false
+      const to = EventPublisher.layer({
+        policy: "closed",
+        publish: (event) => bug(event) && !heals ? unavailable(event) : broker.take(event)
+      })
+      yield* store.append([...story("poison"), ...story("a")])
+      const relay = yield* start(store, { name: "x", to, batch: 2, onRefused: "wait", maxAttempts: 1 })
+      for (let round = 0; round < 20; round++) {
+        yield* turns(2)
+        yield* TestClock.adjust("10 seconds")
+      }
+      assert.deepStrictEqual([broker.ids(), (yield* relay.status).position], [[], 0])
+      heals = true
+      yield* TestClock.adjust("10 seconds")
+      yield* broker.arrived(4)
+      assert.deepStrictEqual(broker.ids(), ["poison:started", "poison:completed", "a:started", "a:completed"])
     }))
 })
 
@@ -803,6 +1049,8 @@ describe("looking after it", () => {
 })
 
 await withServer("PostgreSQL", "a relay from PostgreSQL", (url) => {
+  it.live("parks what fails time and again while others get through", () => parkWhatFails(postgres(url)))
+
   it.live("moves, parks, hands its shards over, and its stale mark is refused", () =>
     Effect.gen(function*() {
       const schema = yield* ownSchema(url)
@@ -908,74 +1156,131 @@ await withServer("PostgreSQL", "a relay that stands still on PostgreSQL", (url) 
     }), 20_000)
 })
 
-/** What the publisher of a store was given arrives at a broker's subscriber as it was. */
+/**
+ * What units published into a store arrives at a broker's subscriber as it was, also what came while the broker was away, and makes the
+ * spans there that it would have made here. `broker` gives the broker at an address, `server` is where it really is.
+ */
 const through = (
-  broker: Layer.Layer<EventPublisher.EventPublisher | EventSubscriber.EventSubscriber, unknown>
+  server: string,
+  broker: (url: string) => Layer.Layer<EventPublisher.EventPublisher | EventSubscriber.EventSubscriber, unknown>
 ) =>
   Effect.gen(function*() {
+    const registry: Metric.MetricRegistry = new Map()
     const filename = yield* temporaryFile
-    const spans: Array<Tracer.Span> = []
-    const tracer = Tracer.make({
-      span: (options) => {
-        const span = new Tracer.NativeSpan(options)
-        spans.push(span)
-        return span
-      }
-    })
+    const { hostname, port, protocol } = new URL(server)
+    const proxy = yield* tcpProxy(Number(port))
     const source = Layer.provideMerge(
-      Relay.layer({ name: "x", to: broker }),
+      Relay.layer({ name: "x", to: broker(`${protocol}//${hostname}:${proxy.port}`) }),
       Sqlite.layer({ filename, policy: "closed" })
     )
+    /** The spans that the units ran in, by execution. */
+    const ranIn = new Map<string, Pick<Tracer.AnySpan, "traceId" | "spanId">>()
+    const note = Effect.gen(function*() {
+      const { spanId, traceId } = yield* Effect.currentSpan
+      const execution = yield* Execution.current
+      ranIn.set(execution?.correlation_id ?? "none", { traceId, spanId })
+    })
     const Noted = DomainEvent.define("test.noted", { text: Schema.String })
     const inner = instrument(
-      (text: string) => Effect.andThen(Noted.publish({ text }), Effect.fail({ _tag: "No", text })),
-      {
-        name: "test.inner"
-      }
+      (text: string) =>
+        note.pipe(Effect.andThen(Noted.publish({ text })), Effect.andThen(Effect.fail({ _tag: "No", text }))),
+      { name: "test.inner" }
     )
-    const outer = instrument((text: string) => Effect.exit(inner(text)), { name: "test.outer" })
-    yield* Effect.gen(function*() {
-      yield* Effect.withSpan(
-        Execution.annotate({ request_id: "r-1", user_id: 7 })(outer("NUL \0 and half \ud800")),
-        "request"
-      ).pipe(Effect.withTracer(tracer))
+    const outer = instrument(
+      (text: string) => Effect.andThen(note, Effect.withSpan(Effect.exit(inner(text)), "step")),
+      { name: "test.outer" }
+    )
+    const call = Effect.withSpan(
+      Execution.annotate({ request_id: "r-1", user_id: 7 })(outer("NUL \0 and half \ud800")),
+      "request"
+    )
+    const { arrived, published } = yield* Effect.gen(function*() {
       const store = yield* EventStore.EventStore
-      const published = (yield* store.read()).map(({ event }) => event)
-      assert.strictEqual(published.length, 5)
-      const arrived = yield* EventSubscriber.EventSubscriber.use((subscriber) =>
-        receive(subscriber, { consumer: "c" }, 5)
-      ).pipe(Effect.provide(broker))
-      assert.deepStrictEqual(arrived.map(({ event }) => event), published)
-      const [span] = spans
-      for (const { event } of arrived) {
-        if (!("trace_id" in event)) continue
-        assert.deepStrictEqual([event.trace_id, event.span_id], [span?.traceId, span?.spanId])
-      }
-      assert.deepStrictEqual(arrived[0]?.event.attributes, { request_id: "r-1", user_id: 7 })
-    }).pipe(Effect.provide(source))
+      const relay = yield* Relay.Relay
+      yield* call
+      yield* caughtUp(relay)
+      proxy.leadTo(1)
+      yield* proxy.cut
+      yield* call
+      yield* Effect.repeat(
+        Effect.delay(Effect.sync(() => counter("effect_units_relay_failures")(registry)), "20 millis"),
+        {
+          until: (failures) => Object.keys(failures).length > 0
+        }
+      )
+      proxy.leadTo(Number(port))
+      const arrived = new Map<string, Event>()
+      yield* Stream.unwrap(EventSubscriber.EventSubscriber.use((subscriber) => subscriber.subscribe({ consumer: "c" })))
+        .pipe(
+          Stream.tap(({ ack }) => ack),
+          Stream.tap(({ event }) => Effect.sync(() => arrived.set(event.id, arrived.get(event.id) ?? event))),
+          Stream.takeUntil(() => arrived.size === 10),
+          Stream.runDrain,
+          Effect.provide(broker(server))
+        )
+      return { arrived: Array.from(arrived.values()), published: (yield* store.read()).map(({ event }) => event) }
+    }).pipe(Effect.provide(source), Effect.provideService(Metric.MetricRegistry, registry))
+    assert.deepStrictEqual(arrived, published)
+    assert.deepStrictEqual(arrived[0]?.attributes, { request_id: "r-1", user_id: 7 })
+    const executions = arrived.filter(ExecutionEvent.isExecutionEvent)
+    assert.deepStrictEqual([ranIn.size, executions.length], [4, 8])
+    assert.deepStrictEqual(
+      arrived.map(({ correlation_id, span_id, trace_id }) => [correlation_id, trace_id, span_id]),
+      arrived.map(({ correlation_id }) => {
+        const span = ranIn.get(correlation_id ?? "")
+        return [correlation_id, span?.traceId, span?.spanId]
+      })
+    )
+
+    const collector = yield* Effect.acquireRelease(
+      Effect.promise(() => OtlpReceiver.start()),
+      ({ close }) => Effect.promise(close)
+    )
+    const exporter = OpenTelemetry.layerTraces({ url: collector.url, resource: { serviceName: "test" } }).pipe(
+      Layer.provide(FetchHttpClient.layer)
+    )
+    yield* EventPublisher.EventPublisher.use((publisher) => Effect.sync(() => arrived.forEach(publisher.offer))).pipe(
+      Effect.provide(exporter)
+    )
+    assert.sameDeepMembers(
+      collector.spans().map(({ links, name, parentSpanId, spanId, traceId }) => ({
+        name,
+        traceId,
+        spanId,
+        parentSpanId,
+        links: links.map(({ spanId }) => spanId)
+      })),
+      executions.filter(ExecutionEvent.isTerminal).map((event) => ({
+        name: event.unit_name,
+        traceId: ranIn.get(event.root_id)?.traceId ?? "",
+        spanId: OpenTelemetry.spanId(event.correlation_id),
+        // The root is below the span of the request, its child below it, with a link to the span around that.
+        parentSpanId: event.parent_id === undefined ? event.span_id : OpenTelemetry.spanId(event.parent_id),
+        links: event.parent_id === undefined ? [] : [ranIn.get(event.correlation_id)?.spanId ?? ""]
+      }))
+    )
   })
 
 await withServer("NATS", "a relay to NATS JetStream", (servers) => {
-  it.live("events arrive as they were published, traces included", () => {
-    const prefix = `relay_${process.pid}`
-    const remove = Effect.promise(async () => {
-      const nc = await connect({ servers })
-      await (await jetstreamManager(nc)).streams.delete(prefix)
-      await nc.close()
-    })
-    return Effect.ensuring(through(Nats.layer({ servers, prefix, policy: "closed", storage: "memory" })), remove)
+  it.live("events arrive as they were published over a cut connection, and make the spans of what the units ran in", () => {
+    const prefix = newName("relay")
+    return Effect.ensuring(
+      through(
+        servers,
+        (servers) => Nats.layer({ servers, prefix, policy: "closed", storage: "memory", timeout: "500 millis" })
+      ),
+      removeStream(servers, prefix)
+    )
   })
 })
 
 await withServer("Redis", "a relay to Redis Streams", (url) => {
-  it.live("events arrive as they were published, traces included", () => {
-    const key = `relay_${process.pid}`
-    const remove = Effect.promise(async () => {
-      const client = await createClient({ url }).connect()
-      await client.del(key)
-      await client.close()
-    })
-    return Effect.ensuring(through(Redis.layer({ url, key, policy: "closed" })), remove)
+  it.live("events arrive as they were published over a cut connection, and make the spans of what the units ran in", () => {
+    const key = newName("relay")
+    return Effect.ensuring(
+      through(url, (url) => Redis.layer({ url, key, policy: "closed", timeout: "500 millis" })),
+      removeKey(url, key)
+    )
   })
 })
 

@@ -18,8 +18,8 @@ import * as Fiber from "effect/Fiber"
 import * as Latch from "effect/Latch"
 import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
-import type * as SqlError from "effect/sql/SqlError"
 import { type EventStoreError, fromSqlError, type Store } from "../EventStore.ts"
+import * as Closing from "./closing.ts"
 import { uuidV7 } from "./ids.ts"
 import * as ProcessIdentity from "./processIdentity.ts"
 
@@ -134,7 +134,10 @@ export const make = Effect.fnUntraced(function*(
   const { sql } = store
   const clock = yield* Clock.Clock
   // Made before the finalizer below is added, and so closed after that has waited for the work to end.
-  const workers = yield* Scope.fork(yield* Effect.scope)
+  const workers = yield* Effect.acquireRelease(
+    Scope.make("parallel"),
+    (workers, exit) => Closing.attempt(Scope.close(workers, exit))
+  )
   const lease = Duration.toMillis(options.lease)
   const member = uuidV7(clock.currentTimeMillisUnsafe())
   const process = ProcessIdentity.own() ?? null
@@ -195,11 +198,9 @@ export const make = Effect.fnUntraced(function*(
     )
 
   const giveBack = (shard: number, token: number): Effect.Effect<void> =>
-    sql`UPDATE effect_units_relay_shards SET member = NULL
-      WHERE relay = ${name} AND shard = ${shard} AND token = ${token} AND member = ${member}`.pipe(
-      // Others take it when they miss the beat.
-      Effect.ignore({ log: true })
-    )
+    // Others take it when they miss the beat.
+    Closing.attempt(sql`UPDATE effect_units_relay_shards SET member = NULL
+      WHERE relay = ${name} AND shard = ${shard} AND token = ${token} AND member = ${member}`)
 
   const hold = Effect.fnUntraced(function*(shard: number, token: number) {
     const entry = new Held(token)
@@ -243,7 +244,7 @@ export const make = Effect.fnUntraced(function*(
       const { fiber } = entry
       return fiber === undefined ? Effect.void : Effect.timeoutOrElse(Effect.asVoid(Fiber.await(fiber)), {
         duration: options.patience,
-        orElse: () => Fiber.interrupt(fiber)
+        orElse: () => Closing.attempt(Fiber.interrupt(fiber))
       })
     })
 
@@ -287,11 +288,8 @@ export const make = Effect.fnUntraced(function*(
           if (now() < freshUntil) freshUntil = begun + lease
         })
       })
-      yield* Effect.raceFirst(ended, Effect.forever(Effect.delay(Effect.ignore(beating), lease / 3)))
-      yield* Effect.ignore(
-        sql`DELETE FROM effect_units_relay_members WHERE relay = ${name} AND member = ${member}`,
-        { log: true }
-      )
+      yield* Effect.raceFirst(ended, Effect.forever(Effect.delay(Effect.ignore(Closing.within(beating)), lease / 3)))
+      yield* Closing.attempt(sql`DELETE FROM effect_units_relay_members WHERE relay = ${name} AND member = ${member}`)
     })
   )
   yield* Effect.mapError(turn, fromSqlError)
@@ -300,13 +298,14 @@ export const make = Effect.fnUntraced(function*(
     Effect.map(() => {
       failing = false
     }),
-    Effect.catch((error: SqlError.SqlError) => {
+    // A defect too: without a beat others take what this process holds.
+    Effect.catchCause((cause) => {
       const streak = failing
       failing = true
-      return streak ? Effect.void : Effect.logWarning(`The relay "${name}" could not look after its lease`, error)
+      return streak ? Effect.void : Effect.logWarning(`The relay "${name}" could not look after its lease`, cause)
     }),
     Effect.delay(lease / 3),
     Effect.forever,
-    Effect.forkScoped
+    Closing.forkScoped
   )
 })
