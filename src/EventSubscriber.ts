@@ -10,6 +10,9 @@ import type * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import { dual } from "effect/Function"
+import * as Layer from "effect/Layer"
+import * as Predicate from "effect/Predicate"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
@@ -67,7 +70,7 @@ export interface Options {
   readonly maxInFlight?: number | undefined
   /** After how long without an acknowledgement an event is delivered again. Default 30 seconds. */
   readonly ackTimeout?: Duration.Input | undefined
-  /** The pause before another attempt. NATS and Redis have a `retryDelay` of their own instead. */
+  /** The pause before another attempt. */
   readonly backoff?: Backoff | undefined
   /**
    * After how many attempts an event is parked, where the transport parks events: the event store does, for named consumers. Elsewhere
@@ -189,6 +192,92 @@ export const fromStream = (
   source: Stream.Stream<Pick<Delivery, "event" | "position" | "missed">, SubscribeError>,
   options: Pick<Options, "maxInFlight" | "ackTimeout" | "backoff">
 ): Effect.Effect<Stream.Stream<Delivery, SubscribeError>, never, Scope.Scope> => acknowledging(source, options)
+
+/**
+ * Settings of `distinct`.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface DistinctOptions {
+  /** How many ids a subscription remembers; the oldest go first. Default 65,536, which take some ten megabytes. */
+  readonly capacity?: number | undefined
+}
+
+/** The first copy of an event that a subscription has seen. */
+interface First {
+  readonly position: string
+  isHandled: boolean
+}
+
+const withoutCopies =
+  (capacity: number) => (self: Stream.Stream<Delivery, SubscribeError>): Stream.Stream<Delivery, SubscribeError> =>
+    Stream.suspend(() => {
+      const known = new Map<string, First>()
+      let missed = 0
+      const pass = (delivery: Delivery): Effect.Effect<Delivery | undefined, SubscribeError> => {
+        const { event: { id }, position } = delivery
+        const first = known.get(id)
+        missed += delivery.missed
+        // A copy is not needed while the first is being handled, either: that one comes again until it is.
+        if (first !== undefined && (first.isHandled || first.position !== position)) {
+          return Effect.as(settle(delivery.ack), undefined)
+        }
+        const own = first ?? { position, isHandled: false }
+        known.set(id, own)
+        const [oldest = id] = known.keys()
+        if (known.size > capacity) known.delete(oldest)
+        const told = missed
+        missed = 0
+        const ack = Effect.tap(delivery.ack, () =>
+          Effect.sync(() => {
+            own.isHandled = true
+          }))
+        return Effect.succeed({ ...delivery, missed: told, ack })
+      }
+      return self.pipe(Stream.mapEffect(pass), Stream.filter(Predicate.isNotUndefined))
+    })
+
+/**
+ * Passes over the copies of an event that its transport has twice, as after a publish whose acknowledgement was lost for longer than the
+ * transport remembers ids: they are acknowledged and not delivered. Changes the subscriber of a Layer, and nothing else that it gives.
+ *
+ * **Gotchas**
+ *
+ * Each subscription has a memory of its own, which ends with it. What was handled and not acknowledged when a process died comes again, and
+ * of copies that go to two subscribers of one name each gets one. Where that must not be, a handler stores the event's id together with
+ * what it does, under a unique key.
+ *
+ * **Example** (A broker that stores again what is sent again)
+ *
+ * ```ts
+ * const layer = Redis.layer({ url }).pipe(EventSubscriber.distinct())
+ * ```
+ *
+ * @category combinators
+ * @since 0.1.0
+ */
+export const distinct: {
+  (options?: DistinctOptions): <A, E, R>(
+    self: Layer.Layer<A | EventSubscriber, E, R>
+  ) => Layer.Layer<A | EventSubscriber, E, R>
+  <A, E, R>(
+    self: Layer.Layer<A | EventSubscriber, E, R>,
+    options?: DistinctOptions
+  ): Layer.Layer<A | EventSubscriber, E, R>
+} = dual(
+  (args) => Layer.isLayer(args[0]),
+  <A, E, R>(
+    self: Layer.Layer<A | EventSubscriber, E, R>,
+    { capacity = 65_536 }: DistinctOptions = {}
+  ): Layer.Layer<A | EventSubscriber, E, R> =>
+    Layer.effectContext(Effect.map(Layer.build(self), (context) => {
+      const { subscribe } = Context.get(context, EventSubscriber)
+      return Context.add(context, EventSubscriber, {
+        subscribe: (options) => Effect.map(subscribe(options), withoutCopies(capacity))
+      })
+    }))
+)
 
 /**
  * The deliveries of a subscription, as a Stream that subscribes when it is first pulled.

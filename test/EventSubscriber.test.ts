@@ -278,6 +278,84 @@ describe("consume", () => {
     }))
 })
 
+describe("distinct", () => {
+  /** A subscriber whose transport has these events, by their ids, one at each position. */
+  const layer = (events: ReadonlyArray<readonly [id: string, missed: number]>) =>
+    Layer.succeed(EventSubscriber.EventSubscriber, {
+      subscribe: (options) =>
+        EventSubscriber.fromStream(
+          Stream.fromIterable(events.map(([id, missed], position) => ({
+            event: Events.started(id),
+            position: String(position),
+            missed
+          }))),
+          options
+        )
+    })
+
+  const read = (
+    options: EventSubscriber.Options,
+    count: number,
+    isGivenBack: (delivery: EventSubscriber.Delivery) => boolean = () => false
+  ) =>
+    EventSubscriber.deliveries({ backoff: { base: 0 }, ...options }).pipe(
+      Stream.tap((delivery) => isGivenBack(delivery) ? delivery.retry() : delivery.ack),
+      Stream.map((delivery) => `${shown(delivery)} ${delivery.event.correlation_id}/${delivery.missed}`),
+      Stream.take(count),
+      Stream.runCollect
+    )
+
+  const twice = layer([["a", 0], ["b", 0], ["a", 2], ["b", 1], ["c", 4], ["a", 0], ["d", 0]])
+
+  it.effect("delivers the first copy of an event alone, with what is missing before those it passes over", () =>
+    Effect.gen(function*() {
+      assert.deepStrictEqual(yield* read({}, 4), ["0/1 a/0", "1/1 b/0", "4/1 c/7", "6/1 d/0"])
+    }).pipe(Effect.provide(EventSubscriber.distinct(twice))))
+
+  it.effect("delivers that copy again until it is handled", () =>
+    Effect.gen(function*() {
+      const received = yield* read({}, 5, ({ attempt, position }) => position === "0" && attempt === 1)
+      assert.deepStrictEqual(received, ["0/1 a/0", "0/2 a/0", "1/1 b/0", "4/1 c/7", "6/1 d/0"])
+    }).pipe(Effect.provide(twice.pipe(EventSubscriber.distinct()))))
+
+  it.effect("passes over a copy while the first is being handled", () =>
+    Effect.gen(function*() {
+      const stream = yield* EventSubscriber.EventSubscriber.use(({ subscribe }) => subscribe({ maxInFlight: 4 }))
+      const pull = yield* Stream.toPull(stream)
+      const [a] = yield* pull
+      const [b] = yield* pull
+      const [c] = yield* pull
+      assert.deepStrictEqual([a, b, c].map(shown), ["0/1", "1/1", "4/1"])
+      yield* a.retry()
+      yield* TestClock.adjust("1 second")
+      const [again] = yield* pull
+      assert.strictEqual(shown(again), "0/2")
+    }).pipe(Effect.provide(twice.pipe(EventSubscriber.distinct()))))
+
+  it.effect("acknowledges again what comes again though it was handled", () =>
+    Effect.gen(function*() {
+      let acknowledged = 0
+      const delivery = (n: number, attempt: number) => ({
+        ...sourced(n),
+        attempt,
+        ack: Effect.sync(() => void acknowledged++),
+        retry: () => Effect.void
+      })
+      const layer = Layer.succeed(EventSubscriber.EventSubscriber, {
+        subscribe: () => Effect.succeed(Stream.make(delivery(1, 1), delivery(1, 2), delivery(2, 1)))
+      })
+      const received = yield* Effect.provide(read({}, 2), EventSubscriber.distinct(layer))
+      assert.deepStrictEqual([received, acknowledged], [["1/1 e1/0", "2/1 e2/0"], 3])
+    }))
+
+  it.effect("remembers so many ids, each subscription its own", () =>
+    Effect.gen(function*() {
+      const due = ["0/1 a/0", "1/1 b/0", "2/1 a/2", "3/1 b/1", "4/1 c/4"]
+      assert.deepStrictEqual(yield* read({}, 5), due)
+      assert.deepStrictEqual(yield* read({}, 5), due)
+    }).pipe(Effect.provide(EventSubscriber.distinct(twice, { capacity: 1 }))))
+})
+
 describe("EventBus.layerSubscriber", () => {
   const layer = (capacity?: number) =>
     Layer.provideMerge(EventBus.layerSubscriber({ capacity }), EventPublisher.layerBus)

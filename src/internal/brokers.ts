@@ -5,7 +5,6 @@
  * @since 0.1.0
  */
 import * as Clock from "effect/Clock"
-import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
@@ -15,6 +14,7 @@ import * as Scope from "effect/Scope"
 import * as DomainEvent from "../DomainEvent.ts"
 import * as EventPublisher from "../EventPublisher.ts"
 import * as ExecutionEvent from "../ExecutionEvent.ts"
+import * as Json from "./json.ts"
 import * as Metrics from "./metrics.ts"
 import { Ring } from "./ring.ts"
 
@@ -25,6 +25,37 @@ import { Ring } from "./ring.ts"
  */
 export const toText = (event: EventPublisher.Event): string =>
   JSON.stringify(ExecutionEvent.isExecutionEvent(event) ? ExecutionEvent.toJson(event) : DomainEvent.toJson(event))
+
+/**
+ * The JSON text of an event whose own is larger than a transport takes. What the event carries, `input`, `output`, `error`, the failure's `value`,
+ * `payload`, shows as `{ $truncated, bytes, sha256 }`; what the event is, it still is.
+ *
+ * @internal
+ */
+export const toOutline = (event: EventPublisher.Event): string => JSON.stringify(outlineOf(event))
+
+const outlineOf = (event: EventPublisher.Event): EventPublisher.Event => {
+  if (!ExecutionEvent.isExecutionEvent(event)) {
+    const json = DomainEvent.toJson(event)
+    return { ...json, payload: Json.outline(json.payload) }
+  }
+  const json = ExecutionEvent.toJson(event)
+  switch (json.event_type) {
+    case "execution_started":
+      return json.input === undefined ? json : { ...json, input: Json.outline(json.input) }
+    case "execution_completed":
+      return json.output === undefined ? json : { ...json, output: Json.outline(json.output) }
+    case "execution_failed": {
+      const { error, failure } = json
+      const shown = Json.outline(error)
+      return {
+        ...json,
+        error: typeof shown === "string" ? shown : JSON.stringify(shown),
+        failure: failure.value === undefined ? failure : { ...failure, value: Json.outline(failure.value) }
+      }
+    }
+  }
+}
 
 const decodeExecutionEvent = Schema.decodeUnknownExit(ExecutionEvent.ExecutionEvent)
 const decodeDomainEvent = Schema.decodeUnknownExit(DomainEvent.DomainEvent)
@@ -143,13 +174,17 @@ export interface PublisherOptions extends
 export class Outgoing {
   readonly event: EventPublisher.Event
   /** Done when the broker has it, or has refused it. Nobody waits for it under the `open` policy. */
-  readonly settled: Deferred.Deferred<void, EventPublisher.PublishError> | undefined
+  readonly settled: EventPublisher.Receipt | undefined
   /** True when who waited for it has given up: it need not be sent. */
   withdrawn = false
 
-  constructor(event: EventPublisher.Event, settled: Outgoing["settled"]) {
+  constructor(event: EventPublisher.Event, isWaitedFor: boolean) {
     this.event = event
-    this.settled = settled
+    this.settled = isWaitedFor
+      ? new EventPublisher.Receipt(() => {
+        this.withdrawn = true
+      })
+      : undefined
   }
 }
 
@@ -199,13 +234,13 @@ export const makePublisher = Effect.fnUntraced(
       ring,
       acknowledged: ({ settled }) => {
         refusing = false
-        if (settled !== undefined) Deferred.doneUnsafe(settled, Exit.void)
+        settled?.settle(Exit.void)
       },
       refused: ({ event, settled }, detail, cause) => {
         const reason = new EventPublisher.Rejected({ detail, cause })
         const error = new EventPublisher.PublishError({ event_id: event.id, reason })
         // Who waits for it reports it.
-        if (settled !== undefined) return Deferred.doneUnsafe(settled, Exit.fail(error))
+        if (settled !== undefined) return settled.settle(Exit.fail(error))
         Metrics.publishFailures(reason._tag).updateUnsafe(1, context)
         if (refusing) return
         refusing = true
@@ -236,25 +271,18 @@ export const makePublisher = Effect.fnUntraced(
       })
     )
 
-    const accept = (event: EventPublisher.Event, settled: Outgoing["settled"]): Outgoing => {
-      const item = new Outgoing(event, settled)
-      if (ring.offer(item)) return item
+    // Accepted on the spot, for the order.
+    const accept = (event: EventPublisher.Event, isWaitedFor: boolean): EventPublisher.Receipt | undefined => {
+      const item = new Outgoing(event, isWaitedFor)
+      if (ring.offer(item)) return item.settled
       const reason = new EventPublisher.BufferFull({ capacity })
       throw new EventPublisher.PublishError({ event_id: event.id, reason })
     }
-    // Accepted on the spot, for the order; waited for by whoever runs the effect.
-    const hand = (event: EventPublisher.Event): Effect.Effect<void, EventPublisher.PublishError> => {
-      const settled = Deferred.makeUnsafe<void, EventPublisher.PublishError>()
-      const item = accept(event, settled)
-      return Effect.onInterrupt(Deferred.await(settled), () =>
-        Effect.sync(() => {
-          item.withdrawn = true
-        }))
-    }
+    const isClosed = options.policy === "closed"
     return yield* EventPublisher.make({
       ...options,
       timeout: options.timeout ?? "5 seconds",
-      publish: options.policy === "closed" ? hand : (event) => void accept(event, undefined)
+      publish: (event) => accept(event, isClosed)
     })
   }
 )

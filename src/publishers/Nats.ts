@@ -3,20 +3,23 @@
  * `@nats-io/jetstream`, which an application that imports this module installs.
  *
  * An event is a message on the subject `<prefix>.<domain>.<unit>.<type>`, `units.model.pull.execution_completed`, with the wire object
- * as JSON, the event's id as `Nats-Msg-Id`, and the W3C `traceparent` of its span. A domain event has the unit that published it, or `_`,
+ * as JSON, the event's id as `Nats-Msg-Id`, and the W3C `traceparent` of the span around it, always with the flag "sampled", as an event is
+ * recorded whether its span is or not. A domain event has the unit that published it, or `_`,
  * and the rest of its type: `units.model.pull.created`. What a subject cannot hold is percent-encoded.
  *
  * **Guarantees**
  *
- * - Durability: an event that the server has acknowledged is in the stream, on as many servers as it has replicas. A server that is
- *   killed loses none. A power cut can take what the server had not yet flushed to its disk, which it does every two minutes by default:
- *   `jetstream { sync_interval: always }` in the server's configuration flushes before each acknowledgement, for a fraction of the rate;
- *   three replicas on machines that do not share their power are the other way.
+ * - Durability: an event that the server has acknowledged is in the stream, on most of its replicas. A server that is killed loses none. The
+ *   crash of a machine can take what its server had not yet flushed to the disk, which it does every two minutes by default; replicas alone
+ *   do not help, as a replica that has lost its last writes can make a majority with one that never had them
+ *   (https://jepsen.io/analyses/nats-2.12.1). `jetstream { sync_interval: always }` in the configuration of every server, from nats-server
+ *   2.10 on, flushes before each acknowledgement, at a small part of the rate: `benchmarks/crash.ts` measures it.
  * - Order: as published, by each publisher. After a failure the oldest event without acknowledgement goes alone until the server has it,
  *   and then the others, in order. In a cluster, an election that is over within one round trip can still let a later event in
  *   before an earlier one; `maxUnacknowledged: 1` excludes that.
  * - Duplicates: what is sent again has the same id, and within `duplicateWindow` the server stores it once. Beyond it, after a crash of
- *   the publisher's own, and on the way to a subscriber, delivery is at least once: deduplicate on the event's `id`.
+ *   the publisher's own, and on the way to a subscriber, delivery is at least once: deduplicate on the event's `id`, as
+ *   `EventSubscriber.distinct` does.
  * - Loss: what units hand over waits in the memory of the process until the server has it. So a process that is killed loses what was
  *   waiting, under the `open` policy; under `closed` no unit begins before the server has its start. A buffer that is full drops
  *   the new event, and counts it.
@@ -39,6 +42,7 @@ import {
   type StreamConfig
 } from "@nats-io/jetstream"
 import {
+  ClosedConnectionError,
   connect,
   createInbox,
   headers,
@@ -50,24 +54,29 @@ import {
   type NodeConnectionOptions,
   nuid,
   PermissionViolationError,
-  type Subscription
+  RequestError,
+  type Subscription as NatsSubscription,
+  TimeoutError
 } from "@nats-io/transport-node"
+import type * as Arr from "effect/Array"
 import * as Cause from "effect/Cause"
 import * as Config from "effect/Config"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as Latch from "effect/Latch"
 import * as Layer from "effect/Layer"
 import * as Predicate from "effect/Predicate"
-import * as Queue from "effect/Queue"
+import type * as Pull from "effect/Pull"
 import * as Random from "effect/Random"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import * as EventPublisher from "../EventPublisher.ts"
 import * as EventSubscriber from "../EventSubscriber.ts"
-import { isExecutionEvent } from "../ExecutionEvent.ts"
+import * as Backoff from "../internal/backoff.ts"
 import * as Brokers from "../internal/brokers.ts"
+import * as ServerAddress from "../internal/serverAddress.ts"
 
 /**
  * How long a stream keeps events. Each that is set is a limit, and the oldest events go first. Where none is, events stay for good.
@@ -93,7 +102,11 @@ export interface Retention {
  * @since 0.1.0
  */
 export interface StreamOptions {
-  /** Addresses of the servers of one cluster. Default `nats://127.0.0.1:4222`. */
+  /**
+   * Addresses of the servers of one cluster, as a list or with commas between them. Default `nats://127.0.0.1:4222`. What is special in a user,
+   * a password or a token (`nats://token@host`) is percent-encoded. Those of the first address that has any are for all servers, and
+   * authentication in `connection` comes before them.
+   */
   readonly servers?: string | ReadonlyArray<string> | undefined
   /** What else the client takes: authentication, TLS, pings. It reconnects for as long as the Layer lives. */
   readonly connection?:
@@ -127,7 +140,10 @@ export interface PublisherOptions extends StreamOptions {
   readonly capacity?: number | undefined
   /** How many events may be sent and not acknowledged. Default 512. */
   readonly maxUnacknowledged?: number | undefined
-  /** After how long without an acknowledgement an event is sent again, under the same id. Default 5 seconds. */
+  /**
+   * After how long without an acknowledgement an event is sent again, under the same id. Default 2 seconds: less than `timeout`, so that
+   * under `closed` a lost acknowledgement refuses no unit.
+   */
   readonly ackTimeout?: Duration.Input | undefined
   /** How long a unit waits for the acknowledgement under `closed`, before it is refused. Default 5 seconds. */
   readonly timeout?: Duration.Input | undefined
@@ -145,10 +161,7 @@ export interface PublisherOptions extends StreamOptions {
  * @category models
  * @since 0.1.0
  */
-export interface SubscriberOptions extends StreamOptions {
-  /** How long after `retry` an event is delivered again. Default 10 milliseconds. */
-  readonly retryDelay?: Duration.Input | undefined
-}
+export type SubscriberOptions = StreamOptions
 
 /**
  * Settings of both ends.
@@ -177,7 +190,7 @@ export class Unreachable extends Schema.TaggedError<Unreachable>("effect-units/p
 }
 
 /**
- * The server refuses to create or show the stream: JetStream is off, not permitted, or has no room. A retry does not help by itself.
+ * The server refuses to create or show the stream: JetStream is off, not permitted, or at its limits. A retry does not help by itself.
  *
  * @category errors
  * @since 0.1.0
@@ -190,6 +203,24 @@ export class StreamRefused extends Schema.TaggedError<StreamRefused>("effect-uni
   override get message(): string {
     return `the stream ${this.stream} cannot be used: ${this.detail}. ` +
       "Start the server with JetStream (nats-server -js), and allow this user to manage the stream"
+  }
+}
+
+/**
+ * The server cannot create or show the stream now: it does not answer, has no room, or its cluster has no leader. A retry can help.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class StreamUnavailable
+  extends Schema.TaggedError<StreamUnavailable>("effect-units/publishers/Nats/StreamUnavailable")(
+    "StreamUnavailable",
+    { stream: Schema.String, detail: Schema.String, cause: Schema.Defect() }
+  )
+{
+  readonly retryable = true
+  override get message(): string {
+    return `the stream ${this.stream} cannot be used now: ${this.detail}. Try again; if that lasts, see the server's log`
   }
 }
 
@@ -226,7 +257,7 @@ export class StreamDiffers extends Schema.TaggedError<StreamDiffers>("effect-uni
  * @since 0.1.0
  */
 export class NatsError extends Schema.TaggedError<NatsError>("effect-units/publishers/Nats/NatsError")("NatsError", {
-  reason: Schema.Union([Unreachable, StreamRefused, StreamDiffers])
+  reason: Schema.Union([Unreachable, StreamRefused, StreamUnavailable, StreamDiffers])
 }) {
   override readonly cause = this.reason
   override get message(): string {
@@ -284,11 +315,28 @@ interface Watcher {
   readonly refused: (error: PermissionViolationError) => void
 }
 
-const withoutCredentials = (address: string): string => address.replace(/\/\/[^@/]*@/, "//")
-
 const serversOf = (options: StreamOptions): Array<string> => {
   const { servers = "nats://127.0.0.1:4222" } = options
   return typeof servers === "string" ? servers.split(",").map((server) => server.trim()) : [...servers]
+}
+
+/** What the client can take: it would leave out the credentials of an address, and take a password that begins with a digit for a port. */
+const connectionOf = (servers: ReadonlyArray<string>, given: NodeConnectionOptions): NodeConnectionOptions => {
+  const isGiven = (given.authenticator ?? given.token ?? given.user) !== undefined
+  const found = isGiven ? undefined : servers.map(ServerAddress.credentialsOf).find(({ user }) => user !== "")
+  return {
+    ...given,
+    servers: servers.map((address) => {
+      const bare = address.includes("@") ? ServerAddress.withoutCredentials(address) : address
+      if (bare === undefined) throw new Error("an address that cannot be read")
+      return bare
+    }),
+    ...(found === undefined
+      ? {}
+      : found.password === ""
+      ? { token: found.user }
+      : { user: found.user, pass: found.password })
+  }
 }
 
 const makeLink = Effect.fnUntraced(function*(options: StreamOptions): Effect.fn.Return<Link, NatsError, Scope.Scope> {
@@ -314,17 +362,16 @@ const makeLink = Effect.fnUntraced(function*(options: StreamOptions): Effect.fn.
         connect({
           name: "effect-units",
           ignoreAuthErrorAbort: true,
-          ...given,
-          servers,
+          ...connectionOf(servers, given),
           reconnect: true,
           maxReconnectAttempts: -1,
           waitOnFirstConnect: false,
           reconnectDelayHandler
         }),
-      catch: (cause) =>
-        new NatsError({
-          reason: new Unreachable({ servers: servers.map(withoutCredentials), detail: Brokers.describe(cause), cause })
-        })
+      catch: (thrown) => {
+        const { addresses, cause, detail } = ServerAddress.tell(servers, thrown)
+        return new NatsError({ reason: new Unreachable({ servers: addresses, detail, cause }) })
+      }
     }),
     (nc) => Effect.promise(() => nc.close())
   )
@@ -349,6 +396,16 @@ const watch = (link: Link, watcher: Watcher): Effect.Effect<void, never, Scope.S
   ))
 
 const hasCode = (cause: unknown, code: number): boolean => cause instanceof JetStreamApiError && cause.code === code
+
+/**
+ * Whether a question to the server can be answered later. 10076 says that JetStream is off. Source: server/errors.json of nats-server, where
+ * a `code` from 500 on is the server's own trouble.
+ */
+const canPass = (cause: unknown): boolean =>
+  cause instanceof JetStreamApiError
+    ? cause.status >= 500 && cause.code !== 10_076
+    : cause instanceof TimeoutError || cause instanceof ClosedConnectionError ||
+      cause instanceof RequestError && !(cause.cause instanceof PermissionViolationError)
 
 /** What the options say of the stream, under the server's names. */
 const statedBy = (options: StreamOptions) => {
@@ -396,8 +453,10 @@ const ensureStream = Effect.fnUntraced(
     const call = <A>(promise: () => Promise<A>): Effect.Effect<A, NatsError> =>
       Effect.tryPromise({
         try: promise,
-        catch: (cause) =>
-          new NatsError({ reason: new StreamRefused({ stream, detail: Brokers.describe(cause), cause }) })
+        catch: (cause) => {
+          const Reason = canPass(cause) ? StreamUnavailable : StreamRefused
+          return new NatsError({ reason: new Reason({ stream, detail: Brokers.describe(cause), cause }) })
+        }
       })
     const manager = yield* call(() => jetstreamManager(link.nc))
     const find = call(() =>
@@ -420,7 +479,7 @@ interface Sent {
   readonly item: Brokers.Outgoing
   readonly subject: string
   readonly headers: MsgHdrs
-  readonly payload: Uint8Array
+  payload: Uint8Array
   /** When it was sent last, in milliseconds of a monotonic clock. */
   at: number
 }
@@ -428,18 +487,23 @@ interface Sent {
 const encoder = new TextEncoder()
 
 const traceparent = (event: EventPublisher.Event): string | undefined =>
-  isExecutionEvent(event) && event.trace_id !== undefined && event.span_id !== undefined
+  event.trace_id !== undefined && event.span_id !== undefined
     ? `00-${event.trace_id}-${event.span_id}-01`
     : undefined
 
-/** The server's answer to a publish: nothing where it is stored, else what is wrong and whether that can pass. */
-const refusalOf = (msg: Msg): { readonly detail: string; readonly passing: boolean } | undefined => {
-  if (msg.data.length === 0) return { detail: `no stream takes it (status ${msg.headers?.code ?? 0})`, passing: true }
+/** The message is larger than the stream's `max_msg_size`. Source of this and the next: `error_code` in server/errors.json of nats-server. */
+const messageTooLarge = 10_054
+
+/** What stays refused however often it is sent: headers over a limit, a stream that is sealed. All else can pass, a full account or stream too. */
+const finalRefusals: ReadonlySet<unknown> = new Set([10_097, 10_109])
+
+/** The server's answer to a publish: nothing where it is stored, else what is wrong, in words and by its code. */
+const refusalOf = (msg: Msg): { readonly detail: string; readonly code: unknown } | undefined => {
+  if (msg.data.length === 0) return { detail: `no stream takes it (status ${msg.headers?.code ?? 0})`, code: undefined }
   const answer: unknown = JSON.parse(msg.string())
   if (!Predicate.hasProperty(answer, "error")) return undefined
-  const code = Predicate.hasProperty(answer.error, "code") ? Number(answer.error.code) : 500
   const detail = Predicate.hasProperty(answer.error, "description") ? String(answer.error.description) : "an error"
-  return { detail, passing: code >= 500 }
+  return { detail, code: Predicate.hasProperty(answer.error, "err_code") ? answer.error.err_code : undefined }
 }
 
 /**
@@ -475,7 +539,7 @@ class Window implements Watcher {
     this.inbox = inbox
     this.prefix = prefixOf(options)
     this.capacity = Math.max(1, options.maxUnacknowledged ?? 512)
-    this.ackTimeout = Duration.toMillis(options.ackTimeout ?? "5 seconds")
+    this.ackTimeout = Duration.toMillis(options.ackTimeout ?? "2 seconds")
     this.warn = warn
   }
 
@@ -554,9 +618,22 @@ class Window implements Watcher {
         const detail =
           `${sent.payload.length} bytes and its headers are more than the server's max_payload of ${most} bytes. ` +
           "Raise that, or lower maxFieldBytes"
-        this.remove(key)
-        this.outbound.refused(sent.item, detail, thrown)
+        this.tooLarge(key, sent, detail, thrown)
       } else this.stop(Brokers.describe(thrown))
+    }
+  }
+
+  /** Sends it again without what it carries. Under the closed policy somebody waits to hear that it cannot be stored whole. */
+  private tooLarge(key: string, sent: Sent, detail: string, cause: unknown): void {
+    const { event, settled } = sent.item
+    const payload = settled === undefined ? encoder.encode(Brokers.toOutline(event)) : sent.payload
+    if (payload.length < sent.payload.length) {
+      this.warn(`Event ${event.id} goes with markers in place of what it carries: ${detail}`)
+      sent.payload = payload
+      this.publish(key, sent)
+    } else {
+      this.remove(key)
+      this.outbound.refused(sent.item, detail, cause)
     }
   }
 
@@ -577,7 +654,9 @@ class Window implements Watcher {
       this.backoff.reset()
       this.outbound.acknowledged(sent.item)
       this.remove(key)
-    } else if (!refusal.passing) {
+    } else if (refusal.code === messageTooLarge) {
+      this.tooLarge(key, sent, refusal.detail, undefined)
+    } else if (finalRefusals.has(refusal.code)) {
       this.outbound.refused(sent.item, refusal.detail, undefined)
       this.remove(key)
     } else if (this.flowing || key === this.probe) this.stop(refusal.detail)
@@ -791,42 +870,60 @@ interface Settled {
   readonly payload: string
 }
 
+/** Gives a message back, for after a pause. */
+const nak = (millis: number): string => millis > 0 ? `-NAK {"delay": ${nanos(millis)}}` : "-NAK"
+
 const pullExpires = nanos(30_000)
 const heartbeatMillis = 5000
 
-interface PullSettings {
+interface SubscriptionSettings {
   readonly stream: string
+  readonly isNamed: boolean
   readonly isFiltered: boolean
   readonly wants: (event: EventPublisher.Event) => boolean
   readonly maxInFlight: number
   readonly ackTimeout: number
-  readonly retryDelay: number
+  /** Milliseconds to wait after an attempt. */
+  readonly pause: (attempt: number) => Effect.Effect<number>
   readonly inboxPrefix: string | undefined
   readonly warn: (text: string) => void
 }
+
+/** What was settled in one go, and when it was sent last, in milliseconds of a monotonic clock. */
+interface Unconfirmed {
+  readonly settled: ReadonlyArray<Settled>
+  at: number
+}
+
+/** After how long without the server's confirmation acknowledgements are sent again. */
+const confirmWithin = 2000
 
 /**
  * A subscription at work. It asks the server for as many messages as it may hold, and sends acknowledgements again until the server confirms
  * them.
  */
-class Pull implements Watcher {
-  readonly queue: Queue.Queue<EventSubscriber.Delivery, EventSubscriber.SubscribeError | Cause.Done>
+class Subscription implements Watcher {
   /** True while it is not known whether the server still has the consumer. */
   isTroubled = false
   private readonly link: Link
-  private readonly settings: PullSettings
-  private readonly nak: string
-  private readonly messages: Subscription
-  private readonly confirmations: Subscription
+  private readonly settings: SubscriptionSettings
+  private readonly messages: NatsSubscription
+  private readonly confirmations: NatsSubscription
   private readonly messageInbox: string
   private readonly confirmationInbox: string
   /** By the sequence in the stream. */
   private readonly held = new Map<number, Held>()
+  /** Those of the held that nobody has taken. */
+  private readonly ready = new Map<number, EventSubscriber.Delivery>()
+  /** Those that the server has to deliver again. Of a named consumer others may get them, and nobody asks. */
+  private readonly owed = new Set<number>()
+  private readonly changed = Latch.makeUnsafe(false)
+  private ended: Exit.Exit<void, EventSubscriber.SubscribeError> | undefined
   private settled: Array<Settled> = []
-  private readonly unconfirmed = new Map<string, ReadonlyArray<Settled>>()
-  private consumer: string
-  private lastOfStream: number
-  private lastOfConsumer: number
+  private readonly unconfirmed = new Map<string, Unconfirmed>()
+  private consumer = ""
+  private lastOfStream = 0
+  private lastOfConsumer = 0
   private missed = 0
   private count = 0
   private request = ""
@@ -836,15 +933,11 @@ class Pull implements Watcher {
   private isClosing = false
   private onConfirmed: (() => void) | undefined
 
-  constructor(link: Link, info: ConsumerInfo, queue: Pull["queue"], settings: PullSettings) {
+  constructor(link: Link, info: ConsumerInfo, settings: SubscriptionSettings) {
     const inbox = createInbox(settings.inboxPrefix)
     this.link = link
-    this.queue = queue
     this.settings = settings
-    this.nak = settings.retryDelay > 0 ? `-NAK {"delay": ${nanos(settings.retryDelay)}}` : "-NAK"
-    this.consumer = info.name
-    this.lastOfStream = info.delivered.stream_seq
-    this.lastOfConsumer = info.delivered.consumer_seq
+    this.begin(info)
     this.messageInbox = `${inbox}.m`
     this.confirmationInbox = `${inbox}.c`
     this.messages = link.nc.subscribe(`${this.messageInbox}.*`, {
@@ -856,8 +949,34 @@ class Pull implements Watcher {
     this.ask()
   }
 
+  /** One that has delivered nothing is where it was told to begin, also where a limit of the stream has taken what was there. */
+  private begin({ config, delivered, name }: ConsumerInfo): void {
+    const start = delivered.consumer_seq === 0 ? config.opt_start_seq : undefined
+    this.consumer = name
+    this.lastOfStream = start === undefined ? delivered.stream_seq : start - 1
+    this.lastOfConsumer = delivered.consumer_seq
+  }
+
+  /** One at a time, so that none goes stale on its way. */
+  readonly next: Pull.Pull<Arr.NonEmptyReadonlyArray<EventSubscriber.Delivery>, EventSubscriber.SubscribeError> = Effect
+    .suspend(() => {
+      this.letGo()
+      for (const [stream, delivery] of this.ready) {
+        this.ready.delete(stream)
+        return Effect.succeed<Arr.NonEmptyReadonlyArray<EventSubscriber.Delivery>>([delivery])
+      }
+      if (this.ended !== undefined) return Effect.andThen(this.ended, Cause.done())
+      this.changed.closeUnsafe()
+      return Effect.andThen(this.changed.await, this.next)
+    })
+
+  private endWith(exit: Exit.Exit<void, EventSubscriber.SubscribeError>): void {
+    this.ended ??= exit
+    this.changed.openUnsafe()
+  }
+
   fail(error: EventSubscriber.SubscribeError): void {
-    Queue.failCauseUnsafe(this.queue, Cause.fail(error))
+    this.endWith(Exit.fail(error))
   }
 
   private received(msg: Msg): void {
@@ -876,7 +995,8 @@ class Pull implements Watcher {
     const { attempt, consumer, stream } = infoOf(reply)
     if (this.outstanding > 0) this.outstanding--
     // The oldest first: one that comes again is the newest.
-    this.held.delete(stream)
+    this.drop(stream)
+    this.owed.delete(stream)
     this.held.set(stream, { reply, at: this.heardAt })
     this.lookForGap(attempt, stream, consumer)
     if (this.isClosing) return
@@ -890,14 +1010,20 @@ class Pull implements Watcher {
     if (!this.settings.wants(event.value)) return this.release(stream, reply, "+ACK")
     const { missed } = this
     this.missed = 0
-    Queue.offerUnsafe(this.queue, {
+    this.ready.set(stream, {
       event: event.value,
       position: String(stream),
       attempt,
       missed,
       ack: this.settle(stream, reply, "+ACK"),
-      retry: () => this.settle(stream, reply, this.nak)
+      retry: () =>
+        Effect.flatMap(this.settings.pause(attempt), (millis) =>
+          Effect.andThen(
+            this.settle(stream, reply, nak(millis)),
+            Effect.sync(() => this.owe(stream))
+          ))
     })
+    this.changed.openUnsafe()
   }
 
   /**
@@ -923,6 +1049,7 @@ class Pull implements Watcher {
 
   private release(stream: number, reply: string, payload: string): void {
     if (this.held.get(stream)?.reply === reply) this.held.delete(stream)
+    this.owed.delete(stream)
     this.settled.push({ reply, payload })
     if (this.isTurning) return
     // Once for all that is acknowledged in one go.
@@ -937,25 +1064,29 @@ class Pull implements Watcher {
   private sendSettled(): void {
     if (this.settled.length === 0 || !this.link.isUp()) return
     const key = String(this.count++)
-    const { settled } = this
+    const unconfirmed = { settled: this.settled, at: 0 }
     this.settled = []
-    this.unconfirmed.set(key, settled)
-    this.publish(key, settled)
+    this.unconfirmed.set(key, unconfirmed)
+    this.publish(key, unconfirmed)
   }
 
   /** The server takes them in order, so that the last one is confirmed when all are in. */
-  private publish(key: string, settled: ReadonlyArray<Settled>): void {
-    const last = settled.length - 1
-    for (const [index, { payload, reply }] of settled.entries()) {
+  private publish(key: string, unconfirmed: Unconfirmed): void {
+    unconfirmed.at = Brokers.monotonicMillis()
+    const last = unconfirmed.settled.length - 1
+    for (const [index, { payload, reply }] of unconfirmed.settled.entries()) {
       const confirm = index === last ? { reply: `${this.confirmationInbox}.${key}` } : undefined
       this.link.nc.publish(reply, payload, confirm)
     }
   }
 
   private confirmed(msg: Msg): void {
+    // Nobody is there to take it: for a moment, while a cluster elects, or for good.
+    if (msg.headers?.code === 503) {
+      this.isTroubled = true
+      if (!this.isClosing) return
+    }
     this.unconfirmed.delete(msg.subject.slice(this.confirmationInbox.length + 1))
-    // Nobody is there to take it.
-    if (msg.headers?.code === 503) this.isTroubled = true
     if (this.unconfirmed.size === 0) this.onConfirmed?.()
   }
 
@@ -978,7 +1109,7 @@ class Pull implements Watcher {
   }
 
   up(): void {
-    for (const [key, settled] of this.unconfirmed) this.publish(key, settled)
+    for (const [key, unconfirmed] of this.unconfirmed) this.publish(key, unconfirmed)
     this.sendSettled()
     this.restart()
   }
@@ -987,12 +1118,35 @@ class Pull implements Watcher {
     if (error.operation === "publish" && error.subject.startsWith("$JS.")) this.fail(failed(error))
   }
 
-  /** Lets go of what the server will deliver again, and finds out whether it is silent. */
-  look(): void {
+  /** Lets go of what the server delivers again. */
+  private letGo(): void {
     const now = Brokers.monotonicMillis()
     for (const [stream, { at }] of this.held) {
       if (now - at < this.settings.ackTimeout) break
-      this.held.delete(stream)
+      this.drop(stream)
+      this.owe(stream)
+    }
+  }
+
+  private owe(stream: number): void {
+    if (!this.settings.isNamed && !this.held.has(stream)) this.owed.add(stream)
+  }
+
+  private drop(stream: number): void {
+    this.held.delete(stream)
+    const delivery = this.ready.get(stream)
+    if (delivery === undefined) return
+    this.ready.delete(stream)
+    // The next one tells of it.
+    this.missed += delivery.missed
+  }
+
+  /** Lets go of what is overdue, sends again what is not confirmed, and finds out whether the server is silent. */
+  look(): void {
+    this.letGo()
+    const now = Brokers.monotonicMillis()
+    for (const [key, unconfirmed] of this.unconfirmed) {
+      if (now - unconfirmed.at >= confirmWithin && this.link.isUp()) this.publish(key, unconfirmed)
     }
     if (this.outstanding > 0 && now - this.heardAt > 3 * heartbeatMillis) this.isTroubled = true
     this.ask()
@@ -1006,15 +1160,14 @@ class Pull implements Watcher {
   }
 
   /** The first message that a consumer has to begin with that takes the place of this one. */
-  get next(): number {
-    return Math.min(this.lastOfStream + 1, ...this.held.keys())
+  get position(): number {
+    return Math.min(this.lastOfStream + 1, ...this.held.keys(), ...this.owed)
   }
 
   replace(info: ConsumerInfo): void {
-    this.consumer = info.name
-    this.lastOfStream = info.delivered.stream_seq
-    this.lastOfConsumer = info.delivered.consumer_seq
-    this.held.clear()
+    this.begin(info)
+    for (const stream of this.held.keys()) this.drop(stream)
+    this.owed.clear()
     this.settled = []
     this.unconfirmed.clear()
     this.restart()
@@ -1023,6 +1176,7 @@ class Pull implements Watcher {
   /** Takes no more; what is on its way to us still comes, and is held. */
   readonly stop: Effect.Effect<void> = Effect.promise(async () => {
     this.isClosing = true
+    this.ready.clear()
     if (this.link.isUp()) await this.messages.drain()
   })
 
@@ -1041,8 +1195,7 @@ class Pull implements Watcher {
       this.messages.unsubscribe()
       this.confirmations.unsubscribe()
     }
-    Queue.endUnsafe(this.queue)
-    Queue.shutdownUnsafe(this.queue)
+    this.endWith(Exit.void)
   }
 }
 
@@ -1058,7 +1211,6 @@ const makeSubscriber = Effect.fnUntraced(function*(
   const link = yield* makeLink(options)
   const { manager, subjects } = yield* ensureStream(link, options)
   const stream = streamOf(options)
-  const retryDelay = Duration.toMillis(options.retryDelay ?? "10 millis")
   const scoped = yield* Brokers.subscriptions
 
   const subscribe = Effect.fnUntraced(function*(
@@ -1083,57 +1235,61 @@ const makeSubscriber = Effect.fnUntraced(function*(
       max_ack_pending: maxInFlight === 1 ? 1 : isNamed ? Math.max(1000, 16 * maxInFlight) : maxInFlight
     }
     const create = (from: EventSubscriber.From) => ensureConsumer(manager, stream, config, from)
-    const queue = yield* Queue.unbounded<
-      EventSubscriber.Delivery,
-      EventSubscriber.SubscribeError | Cause.Done
-    >()
+    if (Number.isFinite(wanted.maxAttempts ?? Infinity)) {
+      yield* Effect.logWarning(
+        `${transport} parks no events: attempts go on beyond the ${wanted.maxAttempts} of maxAttempts`
+      )
+    }
     const info = yield* create(wanted.from ?? (isNamed ? "beginning" : "new"))
     // To be asked for the consumer makes the server forget our request for messages, which it knows now to lead nowhere. It would come
     // upon it when something is given back, and version 2.9.10 loses its place then.
-    const leave = (pull: Pull) =>
+    const leave = (subscription: Subscription) =>
       isNamed
-        ? Effect.andThen(callManager(() => manager.consumers.info(stream, name)), pull.giveBack)
+        ? Effect.andThen(callManager(() => manager.consumers.info(stream, name)), subscription.giveBack)
         : callManager(() => manager.consumers.delete(stream, name))
-    const pull = yield* Effect.acquireRelease(
+    const subscription = yield* Effect.acquireRelease(
       Effect.sync(() =>
-        new Pull(link, info, queue, {
+        new Subscription(link, info, {
           stream,
+          isNamed,
           isFiltered: filter !== allOf(options) || subjects.length > 1,
           wants: EventSubscriber.wants(wanted),
           maxInFlight,
           ackTimeout,
-          retryDelay,
+          pause: Backoff.make(wanted.backoff),
           inboxPrefix: options.connection?.inboxPrefix,
           warn: (text) => void Effect.runForkWith(context)(Effect.logWarning(text))
         })
       ),
-      (pull) =>
-        pull.stop.pipe(
-          Effect.andThen(Effect.suspend(() => link.isUp() ? leave(pull) : Effect.void)),
+      (subscription) =>
+        subscription.stop.pipe(
+          Effect.andThen(Effect.suspend(() => link.isUp() ? leave(subscription) : Effect.void)),
           Effect.ignore,
           Effect.interruptible,
           Effect.timeoutOption("3 seconds"),
           Brokers.inRealTime,
-          Effect.andThen(Effect.sync(() => pull.end()))
+          Effect.andThen(Effect.sync(() => subscription.end()))
         )
     )
-    yield* watch(link, pull)
+    yield* watch(link, subscription)
     const gone = (error: EventSubscriber.SubscribeError): Effect.Effect<void> =>
       !isMissing(error)
         ? Effect.void
         : isNamed || hasCode(error.cause, JetStreamApiCodes.StreamNotFound)
         ? Effect.sync(() =>
-          pull.fail(subscribeError(`${error.detail}: somebody has deleted it. Subscribe anew`, true, error.cause))
+          subscription.fail(
+            subscribeError(`${error.detail}: somebody has deleted it. Subscribe anew`, true, error.cause)
+          )
         )
-        : create({ position: String(pull.next - 1) }).pipe(
-          Effect.map((info) => pull.replace(info)),
+        : create({ position: String(subscription.position - 1) }).pipe(
+          Effect.map((info) => subscription.replace(info)),
           Effect.ignore
         )
     const look = Effect.suspend(() => {
-      pull.look()
-      return !pull.isTroubled || !link.isUp() ? Effect.void : Effect.matchEffect(
+      subscription.look()
+      return !subscription.isTroubled || !link.isUp() ? Effect.void : Effect.matchEffect(
         callManager(() => manager.consumers.info(stream, name)),
-        { onSuccess: () => Effect.sync(() => pull.restart()), onFailure: gone }
+        { onSuccess: () => Effect.sync(() => subscription.restart()), onFailure: gone }
       )
     })
     yield* Effect.andThen(Effect.sleep(lookAfter), look).pipe(
@@ -1142,7 +1298,7 @@ const makeSubscriber = Effect.fnUntraced(function*(
       Brokers.inRealTime,
       Effect.forkScoped
     )
-    return Stream.fromQueue(queue)
+    return Stream.fromPull(Effect.succeed(subscription.next))
   })
 
   return EventSubscriber.EventSubscriber.of({ subscribe: (wanted) => scoped(subscribe(wanted)) })
@@ -1163,8 +1319,11 @@ const makePublisher = Effect.fnUntraced(
  *
  * Building it connects, and creates or checks the stream; it fails with `NatsError`. After that units never wait for the server
  * under the `open` policy: events wait in a buffer of `capacity` while the server is away, and are sent when it is back. An event that
- * the server refuses for good, one larger than its `max_payload`, is a `PublishError` with the reason `Rejected` under `closed`, and counted and
- * logged under `open`.
+ * the server refuses for good is a `PublishError` with the reason `Rejected` under `closed`, and counted and logged under `open`.
+ *
+ * One that is larger than the server's `max_payload` is refused so under `closed`, and behind a `Relay` parked, whole, in its store. Under `open` it arrives
+ * with `{ "$truncated": true, "bytes": n, "sha256": hex }` in place of its input, output, error or payload, which is logged; where the limit is the stream's own
+ * `max_msg_size`, behind events that were under way with it.
  *
  * Many events are sent before the first is acknowledged, so one publisher does the work of many; there is no need for `buffered` in front of
  * it, which would publish one after the other.
@@ -1189,9 +1348,12 @@ export const layerPublisher = (
  * subscriber dies and when an event is delivered again; the others of a group stand by. With more, each subscriber of a group has up to as many, and
  * what is delivered again comes behind later events.
  *
- * Positions are sequences of the stream. `missed` counts events that a limit of the stream has taken before this consumer saw them;
- * beside a subject filter it stays 0. A message that is no event, or one of a newer version, is passed over, which is logged. Messages
+ * Positions are sequences of the stream. `missed` counts those that are empty: a limit of the stream has taken their events before this
+ * consumer saw them, or the account had no room when they were given out. Beside a subject filter it stays 0. A message that is no event, or one of a newer version, is passed over, which is logged. Messages
  * on their way when a connection breaks come again after `ackTimeout`.
+ *
+ * An event that is given back waits for its `backoff` on the server; with `maxInFlight: 1` all that follows it waits, too. Attempts go on for good,
+ * as nothing is parked here: `maxAttempts` is warned of. A handler that puts aside what it cannot handle, and succeeds, lets the others go on.
  *
  * Give all subscribers of a name the same options: the filter, `ackTimeout` and `maxInFlight` of the last one hold for the consumer.
  *

@@ -22,14 +22,15 @@
  * @since 0.1.0
  */
 import * as Arr from "effect/Array"
-import type * as Cause from "effect/Cause"
+import * as Cause from "effect/Cause"
 import * as Config from "effect/Config"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
+import * as Latch from "effect/Latch"
 import * as Layer from "effect/Layer"
-import * as Queue from "effect/Queue"
+import type * as Pull from "effect/Pull"
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
@@ -38,8 +39,10 @@ import { createHash } from "node:crypto"
 import { createClient, ErrorReply, MultiErrorReply, type RedisClientOptions } from "redis"
 import * as EventPublisher from "../EventPublisher.ts"
 import * as EventSubscriber from "../EventSubscriber.ts"
+import * as Backoff from "../internal/backoff.ts"
 import * as Brokers from "../internal/brokers.ts"
 import { uuidV7 } from "../internal/ids.ts"
+import * as ServerAddress from "../internal/serverAddress.ts"
 
 /**
  * Where the server is, and the stream on it.
@@ -75,9 +78,12 @@ export interface PublisherOptions extends StreamOptions {
   readonly batch?: number | undefined
   /** How many events the stream keeps, and some more: the oldest go in whole nodes, as with `MAXLEN ~`. Default 1,000,000. */
   readonly maxLength?: number | undefined
-  /** How many replicas must have an event, too, before it counts as stored (`WAIT`). Default 0. */
+  /**
+   * How many replicas must have an event, too, before it counts as stored (`WAIT`). While fewer have it, it is not stored again, and later
+   * events wait. Default 0.
+   */
   readonly replicas?: number | undefined
-  /** After how long without an answer a connection is given up, and its batch stored again. Default 5 seconds. */
+  /** After how long without an answer a connection is given up, and its batch stored again. Default 2 seconds. */
   readonly ackTimeout?: Duration.Input | undefined
   /** How long a unit waits for the acknowledgement under `closed`, before it is refused. Default 5 seconds. */
   readonly timeout?: Duration.Input | undefined
@@ -95,10 +101,7 @@ export interface PublisherOptions extends StreamOptions {
  * @category models
  * @since 0.1.0
  */
-export interface SubscriberOptions extends StreamOptions {
-  /** How long after `retry` an event is delivered again. Default 10 milliseconds. */
-  readonly retryDelay?: Duration.Input | undefined
-}
+export type SubscriberOptions = StreamOptions
 
 /**
  * Settings of both ends.
@@ -180,12 +183,15 @@ interface Failure {
   readonly cause: unknown
 }
 
-const passing = /^(BUSY|CLUSTERDOWN|LOADING|MASTERDOWN|MISCONF|NOREPLICAS|OOM|READONLY|TRYAGAIN)\b/
+/** What a server says that is no master any more: to a write, to who waits for replicas, and to who would. */
+const demoted = /^(READONLY|UNBLOCKED|ERR WAIT)\b/
+
+const passing = /^(BUSY|CLUSTERDOWN|LOADING|MASTERDOWN|MISCONF|NOREPLICAS|OOM|TRYAGAIN)\b/
 
 const failureOf = (thrown: unknown): Failure => {
   const cause = thrown instanceof MultiErrorReply ? thrown.replies[0] ?? thrown : thrown
   const detail = Brokers.describe(cause)
-  return { detail, passing: !(cause instanceof ErrorReply) || passing.test(detail), cause }
+  return { detail, passing: !(cause instanceof ErrorReply) || passing.test(detail) || demoted.test(detail), cause }
 }
 
 /**
@@ -251,7 +257,7 @@ const makeConnection = Effect.fnUntraced(
             }
           }),
           // After a fail-over the address may lead to the new master.
-          Effect.tapError(({ detail }) => detail.startsWith("READONLY") ? giveUp : Effect.void),
+          Effect.tapError(({ detail }) => demoted.test(detail) ? giveUp : Effect.void),
           Brokers.inRealTime
         )
     }
@@ -263,9 +269,9 @@ const answerWithin = Duration.seconds(5)
 
 const check = (connection: Connection, options: StreamOptions): Effect.Effect<void, RedisError> =>
   Effect.matchEffect(connection.call((client) => client.type(keyOf(options)), answerWithin), {
-    onFailure: ({ cause, detail }) => {
-      const url = urlOf(options).replace(/\/\/[^@/]*@/, "//")
-      return Effect.fail(new RedisError({ reason: new Unreachable({ url, detail, cause }) }))
+    onFailure: (failure) => {
+      const { addresses, cause, detail } = ServerAddress.tell([urlOf(options)], failure.cause)
+      return Effect.fail(new RedisError({ reason: new Unreachable({ url: addresses.join(), detail, cause }) }))
     },
     onSuccess: (found) =>
       found === "none" || found === "stream"
@@ -297,23 +303,19 @@ const sender = (connection: Connection, options: PublisherOptions): Brokers.Send
   const size = Math.max(1, options.batch ?? 256)
   const maxLength = String(Math.max(1, options.maxLength ?? 1_000_000))
   const replicas = options.replicas ?? 0
-  const within = Duration.fromInputUnsafe(options.ackTimeout ?? "5 seconds")
+  const within = Duration.fromInputUnsafe(options.ackTimeout ?? "2 seconds")
   let unsettled = 0
 
-  const store = async (client: Client, entries: ReadonlyArray<Outgoing>): Promise<number> => {
+  const store = (client: Client, entries: ReadonlyArray<Outgoing>): Promise<unknown> => {
     const multi = client.multi()
     for (const { id, text } of entries) {
       multi.addCommand(["XADD", key, "MAXLEN", "~", maxLength, "*", "id", id, "event", text])
     }
-    const stored = multi.exec()
-    if (replicas === 0) return stored.then(() => 0)
-    // Half of the time, so that the answer comes before we give up on it.
-    const waited = Promise.allSettled([client.wait(replicas, Math.ceil(Duration.toMillis(within) / 2))])
-    await stored
-    const [reached] = await waited
-    if (reached.status === "rejected") throw reached.reason
-    return reached.value
+    return multi.exec()
   }
+  /** How many replicas have what was stored on this connection. Half of the time, so that the answer comes before we give up on it. */
+  const wait = (client: Client): Promise<number> =>
+    replicas === 0 ? Promise.resolve(0) : client.wait(replicas, Math.ceil(Duration.toMillis(within) / 2))
 
   const run = Effect.fnUntraced(function*({ acknowledged, refused, ring }: Brokers.Outbound) {
     const backoff = new Brokers.Backoff(50, 2000)
@@ -333,8 +335,18 @@ const sender = (connection: Connection, options: PublisherOptions): Brokers.Send
     /** Succeeds when all are stored, or refused for good. */
     const storeAll = Effect.fnUntraced(function*(entries: ReadonlyArray<Outgoing>) {
       let waiting = entries
+      /** The connection on which they were stored, and the replicas did not have them yet. */
+      let stored: Client | undefined
+      const attempt = async (client: Client): Promise<number> => {
+        if (stored === client) return wait(client)
+        const [done, reached] = await Promise.allSettled([store(client, waiting), wait(client)])
+        if (done.status === "rejected") throw done.reason
+        stored = client
+        if (reached.status === "rejected") throw reached.reason
+        return reached.value
+      }
       while (waiting.length > 0) {
-        const result = yield* Effect.result(connection.call((client) => store(client, waiting), within))
+        const result = yield* Effect.result(connection.call(attempt, within))
         if (Result.isSuccess(result) && result.success >= replicas) {
           backoff.reset()
           failing = false
@@ -418,53 +430,70 @@ const luaTable = `local function fields(list)
 end
 `
 
-/**
- * Where a new reader begins: the id after which it reads, and how many entries the stream ever had up to there, where that can be known.
- * Arguments: `new`, `beginning`, or an id.
- */
-const startScript = new Script(`${luaTable}
-local isId = ARGV[1] ~= 'new' and ARGV[1] ~= 'beginning'
-if redis.call('EXISTS', KEYS[1]) == 0 then return { isId and ARGV[1] or '0-0', 0 } end
-local info = fields(redis.call('XINFO', 'STREAM', KEYS[1]))
-if ARGV[1] == 'new' or ARGV[1] == info['last-generated-id'] then return { info['last-generated-id'], info['entries-added'] } end
-return { isId and ARGV[1] or '0-0', isId and -1 or info['entries-added'] - info['length'] }`)
+/** Whether a stream has entries, but none of them up to an id; with a real id, whether the entry of that id was trimmed. */
+const luaBehind = `local function isBehind(info, id)
+  return id ~= '0-0' and info['length'] > 0 and #redis.call('XRANGE', KEYS[1], '-', id, 'COUNT', 1) == 0
+end
+`
 
 /**
- * Reads for a member of a group what no member has read, and counts what was trimmed before the group had read it: the entries that the
- * group lags behind by, less those that are there. Arguments: group, member, how many, \`1\` where nothing may be read while anything is
- * unacknowledged. Gives what is missing, the id up to which the group has read, whether something is unacknowledged, and the entries.
+ * Where a new reader begins: the id after which it reads, and how many entries the stream ever had up to there, where that can be known.
+ * Arguments: `new`, `beginning`, or an id; `1` where that id stands for a time, and is no entry's.
  */
-const readGroupScript = new Script(`${luaTable}
+const startScript = new Script(`${luaTable}${luaBehind}
+local from = ARGV[1]
+local isId = from ~= 'new' and from ~= 'beginning'
+if redis.call('EXISTS', KEYS[1]) == 0 then return { isId and from or '0-0', 0 } end
+local info = fields(redis.call('XINFO', 'STREAM', KEYS[1]))
+local gone = info['entries-added'] - info['length']
+if from == 'new' or from == info['last-generated-id'] then return { info['last-generated-id'], info['entries-added'] } end
+if not isId or from == '0-0' then return { '0-0', gone } end
+return { from, ARGV[2] == '1' and isBehind(info, from) and gone or -1 }`)
+
+/**
+ * Reads for a member of a group what no member has read, and counts what was trimmed before the group had read it. Where the group does not
+ * know how many entries it has read, and the last of them was trimmed, at least one is missing. Arguments: group, member, how many, \`1\`
+ * where nothing may be read while anything is unacknowledged, and which gap the member knows. Gives what is missing, how many entries the
+ * stream ever had up to the end of that gap, the id up to which the group has read, whether something is unacknowledged, and the entries.
+ * Behind a gap that the member does not know nothing is read: the group forgets it only when the member has heard of it.
+ */
+const readGroupScript = new Script(`${luaTable}${luaBehind}
 local groups = redis.call('EXISTS', KEYS[1]) == 1 and redis.call('XINFO', 'GROUPS', KEYS[1]) or {}
 for _, list in ipairs(groups) do
   local group = fields(list)
   if group['name'] == ARGV[1] then
     local last = group['last-delivered-id']
-    if ARGV[4] == '1' and group['pending'] > 0 then return { 0, last, 1, {} } end
-    local missed = 0
-    if group['lag'] and group['entries-read'] then
-      missed = math.max(0, group['lag'] - redis.call('XLEN', KEYS[1]))
-      if missed > 0 then
-        local read = string.format('%.0f', group['entries-read'] + missed)
-        redis.call('XGROUP', 'SETID', KEYS[1], ARGV[1], last, 'ENTRIESREAD', read)
-      end
+    if ARGV[4] == '1' and group['pending'] > 0 then return { 0, 0, last, 1, {} } end
+    local missed, gone = 0, 0
+    if not group['lag'] or group['lag'] >= redis.call('XLEN', KEYS[1]) then
+      local info = fields(redis.call('XINFO', 'STREAM', KEYS[1]))
+      gone = info['entries-added'] - info['length']
+      missed = math.max(0, gone - (group['entries-read'] or isBehind(info, last) and gone - 1 or gone))
+    end
+    if missed > 0 then
+      local upTo = string.format('%.0f', gone)
+      if upTo ~= ARGV[5] then return { missed, gone, last, 0, {} } end
+      redis.call('XGROUP', 'SETID', KEYS[1], ARGV[1], last, 'ENTRIESREAD', upTo)
     end
     local read = redis.call('XREADGROUP', 'GROUP', ARGV[1], ARGV[2], 'COUNT', ARGV[3], 'STREAMS', KEYS[1], '>')
-    return { missed, last, 0, read and read[1][2] or {} }
+    return { missed, gone, last, 0, read and read[1][2] or {} }
   end
 end
 return redis.error_reply('NOGROUP the group is gone')`)
 
 /**
  * Reads what comes after an id. Arguments: the id, how many entries the stream had up to there or -1, how many to read. Gives what is
- * missing, how many entries the stream had up to the last one that was read, and the entries.
+ * missing, at least one where that is not known and the entry of the id was trimmed; how many entries the stream had up to the last one that
+ * was read; and the entries.
  */
-const readScript = new Script(`${luaTable}
+const readScript = new Script(`${luaTable}${luaBehind}
 if redis.call('EXISTS', KEYS[1]) == 0 then return { 0, 0, {} } end
 local info = fields(redis.call('XINFO', 'STREAM', KEYS[1]))
 local index, missed = tonumber(ARGV[2]), 0
+local gone = info['entries-added'] - info['length']
+if index < 0 and gone > 0 and isBehind(info, ARGV[1]) then index = gone - 1 end
 if index >= 0 then
-  missed = math.max(0, info['entries-added'] - info['length'] - index)
+  missed = math.max(0, gone - index)
   index = index + missed
 end
 local read = redis.call('XREAD', 'COUNT', ARGV[3], 'STREAMS', KEYS[1], ARGV[1])
@@ -532,17 +561,26 @@ const bell = (connection: Connection, key: string, id: string, millis: number): 
     Duration.sum(answerWithin, Duration.millis(millis))
   ))
 
+/** The id after which a reader begins, or `new` or `beginning`. */
+interface From {
+  readonly id: string
+  readonly isTime: boolean
+}
+
 interface Start {
   readonly id: string
   readonly index: number
 }
 
-const findStart = (connection: Connection, key: string, from: string): Effect.Effect<Start, Failure> =>
-  Effect.map(connection.call((client) => startScript.run(client, key, [from]), answerWithin), (reply) => {
-    // What the script returns.
-    const [id, index] = reply as readonly [string, number]
-    return { id, index }
-  })
+const findStart = (connection: Connection, key: string, { id, isTime }: From): Effect.Effect<Start, Failure> =>
+  Effect.map(
+    connection.call((client) => startScript.run(client, key, [id, isTime ? "1" : "0"]), answerWithin),
+    (reply) => {
+      // What the script returns.
+      const [id, index] = reply as readonly [string, number]
+      return { id, index }
+    }
+  )
 
 /** How many entries are read at once at most, by a reader for itself. */
 const pageSize = 64
@@ -629,6 +667,13 @@ const makeMember = (connection: Connection, waiting: Connection, settings: {
   let claimFrom = "0-0"
   // An answer that was lost may have held entries that the server has given to us.
   let isUnsure = false
+  // The last gap that the group told us of: it forgets it when we read behind it.
+  let gap = { missed: 0, upTo: 0 }
+  const takeGap = (): number => {
+    const { missed, upTo } = gap
+    gap = { missed: 0, upTo }
+    return missed
+  }
 
   const run = (script: Script, ...args: ReadonlyArray<string>): Effect.Effect<unknown, Failure> =>
     connection.call((client) => script.run(client, key, [group, member, ...args]), answerWithin)
@@ -638,8 +683,8 @@ const makeMember = (connection: Connection, waiting: Connection, settings: {
     Effect.map(run(ownScript, String(3 * maxInFlight)), (reply) => {
       isUnsure = false
       // What the script returns.
-      const entries = reply as ReadonlyArray<Entry>
-      return { missed: 0, entries: entries.filter(([id]) => !knows(id)) }
+      const entries = (reply as ReadonlyArray<Entry>).filter(([id]) => !knows(id))
+      return { missed: entries.length === 0 ? 0 : takeGap(), entries }
     })
   )
 
@@ -654,22 +699,30 @@ const makeMember = (connection: Connection, waiting: Connection, settings: {
     })
 
   const readNew = (count: number): Effect.Effect<Reading, Failure> =>
-    Effect.flatMap(run(readGroupScript, String(count), maxInFlight === 1 ? "1" : "0"), (reply) => {
+    Effect.flatMap(run(readGroupScript, String(count), maxInFlight === 1 ? "1" : "0", String(gap.upTo)), (reply) => {
       // What the script returns.
-      const [missed, last, isBusy, entries] = reply as readonly [number, string, number, ReadonlyArray<Entry>]
-      const reading = { missed, entries }
-      if (entries.length > 0) return Effect.succeed(reading)
+      const [missed, upTo, last, isBusy, entries] = reply as readonly [
+        number,
+        number,
+        string,
+        number,
+        ReadonlyArray<Entry>
+      ]
+      if (missed > 0 && upTo !== gap.upTo) {
+        gap = { missed, upTo }
+        return readNew(count)
+      }
+      const told = takeGap()
+      // None where another member was told of it, and has read behind it.
+      const reading = { missed: missed > 0 ? told : 0, entries }
+      if (entries.length > 0 || missed > 0) return Effect.succeed(reading)
       if (isBusy === 1) return Effect.as(Effect.sleep(standBy), reading)
       const wait = Math.max(1, Math.min(longestWait, claimAt - Brokers.monotonicMillis()))
       return Effect.as(bell(waiting, key, last, wait), reading)
     })
 
   const orElse = (first: Effect.Effect<Reading, Failure>, second: Effect.Effect<Reading, Failure>) =>
-    Effect.filterOrElse(
-      first,
-      ({ entries }) => entries.length > 0,
-      (empty) => Effect.map(second, ({ entries, missed }) => ({ missed: missed + empty.missed, entries }))
-    )
+    Effect.filterOrElse(first, ({ entries, missed }) => entries.length > 0 || missed > 0, () => second)
 
   return {
     read: (count) =>
@@ -694,12 +747,14 @@ const makeMember = (connection: Connection, waiting: Connection, settings: {
   }
 }
 
-/** An entry that is delivered and not acknowledged. */
+/** An entry that the server has given to us, and that is not acknowledged. */
 interface Held {
+  readonly id: string
   readonly event: EventPublisher.Event
   readonly attempt: number
-  /** When it was delivered, in milliseconds of a monotonic clock. */
-  readonly at: number
+  readonly missed: number
+  /** When the server was last told that it is ours, in milliseconds of a monotonic clock. */
+  at: number
 }
 
 const subscribeError = ({ cause, detail, passing }: Failure): EventSubscriber.SubscribeError =>
@@ -707,43 +762,48 @@ const subscribeError = ({ cause, detail, passing }: Failure): EventSubscriber.Su
 
 /** A member at work: what it holds, and what it has to acknowledge. */
 class Intake {
-  readonly queue: Queue.Queue<EventSubscriber.Delivery, EventSubscriber.SubscribeError | Cause.Done>
   private readonly member: Member
   private readonly settings: {
     readonly key: string
     readonly wants: (event: EventPublisher.Event) => boolean
     readonly maxInFlight: number
     readonly ackTimeout: number
-    readonly retryDelay: Duration.Duration
+    /** How long an entry waits that was given back, in milliseconds, by the number of its attempts. */
+    readonly pause: (attempt: number) => Effect.Effect<number>
     /** Runs an effect in the background, as long as the subscription lives. */
     readonly fork: (effect: Effect.Effect<void>) => void
   }
   private readonly held: Map<string, Held>
   private readonly toAck: Set<string>
+  /** What of it is not taken yet. */
+  private ready: Array<Held> = []
+  private readonly arrived = Latch.makeUnsafe(false)
+  private ended: Pull.Pull<never, EventSubscriber.SubscribeError> | undefined
   private isFlushingSoon = false
   private isClosing = false
   private missed = 0
   private freed: (() => void) | undefined
 
-  constructor(
-    queue: Intake["queue"],
-    member: Member,
-    held: Map<string, Held>,
-    toAck: Set<string>,
-    settings: Intake["settings"]
-  ) {
-    this.queue = queue
+  constructor(member: Member, held: Map<string, Held>, toAck: Set<string>, settings: Intake["settings"]) {
     this.member = member
     this.held = held
     this.toAck = toAck
     this.settings = settings
   }
 
-  private deliver(id: string, event: EventPublisher.Event, attempt: number): void {
-    const held: Held = { event, attempt, at: Brokers.monotonicMillis() }
-    const { missed } = this
-    this.missed = 0
-    this.held.set(id, held)
+  /** One at a time: what is taken later may have gone to another member by then. */
+  readonly next: Pull.Pull<Arr.NonEmptyReadonlyArray<EventSubscriber.Delivery>, EventSubscriber.SubscribeError> = Effect
+    .suspend(() => {
+      for (let held = this.ready.shift(); held !== undefined; held = this.ready.shift()) {
+        if (this.isOurs(held)) return Effect.succeed(Arr.of(this.deliveryOf(held)))
+        this.letGo(held)
+      }
+      if (this.ended !== undefined) return this.ended
+      this.arrived.closeUnsafe()
+      return Effect.andThen(this.arrived.await, this.next)
+    })
+
+  private deliveryOf(held: Held): EventSubscriber.Delivery {
     const settle = (how: () => void): Effect.Effect<void, EventSubscriber.SubscribeError> =>
       Effect.suspend(() => {
         if (this.isClosing) {
@@ -752,18 +812,26 @@ class Intake {
         how()
         return Effect.void
       })
-    Queue.offerUnsafe(this.queue, {
-      event,
-      position: id,
-      attempt,
-      missed,
-      ack: settle(() => this.acknowledge(id, held)),
-      retry: () => settle(() => this.retry(id, held))
-    })
+    return {
+      event: held.event,
+      position: held.id,
+      attempt: held.attempt,
+      missed: held.missed,
+      ack: settle(() => this.acknowledge(held.id)),
+      retry: () => settle(() => this.retry(held))
+    }
   }
 
-  private acknowledge(id: string, held: Held | undefined): void {
-    if (held === undefined || this.held.get(id) === held) this.held.delete(id)
+  private deliver(id: string, event: EventPublisher.Event, attempt: number): void {
+    const held: Held = { id, event, attempt, missed: this.missed, at: Brokers.monotonicMillis() }
+    this.missed = 0
+    this.held.set(id, held)
+    this.ready.push(held)
+  }
+
+  private acknowledge(id: string): void {
+    // Also where it came again meanwhile.
+    this.held.delete(id)
     this.toAck.add(id)
     this.freed?.()
     if (this.isFlushingSoon) return
@@ -772,19 +840,35 @@ class Intake {
     queueMicrotask(() => this.settings.fork(this.flush))
   }
 
-  private retry(id: string, held: Held): void {
-    if (this.held.get(id) !== held) return
-    const again = { ...held, at: Brokers.monotonicMillis() }
-    this.held.set(id, again)
-    this.settings.fork(
-      Effect.sleep(this.settings.retryDelay).pipe(
-        Effect.andThen(Effect.ignore(this.member.renew(id, held.attempt + 1))),
-        Effect.andThen(Effect.sync(() => {
-          if (this.held.get(id) === again) this.deliver(id, held.event, held.attempt + 1)
-        }))
-      )
-    )
+  private retry(held: Held): void {
+    if (!this.isOurs(held)) return
+    const waiting = { ...held }
+    this.held.set(held.id, waiting)
+    this.settings.fork(Effect.flatMap(this.settings.pause(held.attempt), (millis) => this.keep(waiting, millis)))
   }
+
+  /** Delivers an entry that was given back once it has waited. Until then the server is told that it is ours. */
+  private readonly keep = Effect.fnUntraced({ self: this }, function*(waiting: Held, millis: number) {
+    const { attempt, event, id } = waiting
+    const step = this.settings.ackTimeout / 4
+    const due = Brokers.monotonicMillis() + millis
+    while (this.isOurs(waiting)) {
+      const now = Brokers.monotonicMillis()
+      const left = due - now
+      if (left > 0 && now - waiting.at < 2 * step) {
+        yield* Effect.sleep(Math.min(left, step))
+        continue
+      }
+      const renewal = yield* Effect.exit(this.member.renew(id, left > 0 ? attempt : attempt + 1))
+      if (this.held.get(id) !== waiting) return
+      if (left <= 0) {
+        this.deliver(id, event, attempt + 1)
+        return this.arrived.openUnsafe()
+      }
+      if (Exit.isSuccess(renewal)) waiting.at = Brokers.monotonicMillis()
+      else yield* Effect.sleep(Math.min(left, step))
+    }
+  })
 
   /** Sends the acknowledgements. Those of which it is not known whether they arrived are kept for the next time. */
   readonly flush: Effect.Effect<void> = Effect.suspend(() => {
@@ -809,34 +893,51 @@ class Intake {
     })
   })
 
-  /** Lets go of what is claimed again, by us or another member. */
+  /** Whether an entry is not acknowledged, and not claimed again, by us or another member. */
+  private isOurs(held: Held, now = Brokers.monotonicMillis()): boolean {
+    return this.held.get(held.id) === held && now - held.at < this.settings.ackTimeout
+  }
+
+  /** Forgets a delivery that is not ours any more. Where nobody has taken it, what is missing is told with the next one. */
+  private letGo(held: Held): void {
+    if (this.held.get(held.id) === held) this.held.delete(held.id)
+    this.missed += held.missed
+    this.freed?.()
+  }
+
   private expire(): void {
-    const { ackTimeout } = this.settings
     const now = Brokers.monotonicMillis()
-    for (const [id, { at }] of this.held) {
-      if (now - at < ackTimeout) continue
-      this.held.delete(id)
-    }
+    const late = [...this.held.values()].filter((held) => !this.isOurs(held, now))
+    if (late.length === 0) return
+    for (const { id } of late) this.held.delete(id)
+    const [ready, gone] = Arr.partition(
+      this.ready,
+      (held) => this.isOurs(held, now) ? Result.succeed(held) : Result.fail(held)
+    )
+    this.ready = ready
+    for (const held of gone) this.letGo(held)
   }
 
   private take({ entries, missed }: Reading): Effect.Effect<void> {
     this.missed += missed
-    return Effect.forEach(entries, ([id, fields, deliveries = 1]) => {
+    const taken = Effect.forEach(entries, ([id, fields, deliveries = 1]) => {
       // Trimmed after it was delivered.
       if (fields === null) {
         this.missed++
-        this.acknowledge(id, undefined)
+        this.acknowledge(id)
         return Effect.void
       }
       const event = eventOf(fields)
       if (Exit.isSuccess(event)) {
         if (this.settings.wants(event.value)) this.deliver(id, event.value, deliveries)
-        else this.acknowledge(id, undefined)
+        else this.acknowledge(id)
         return Effect.void
       }
-      this.acknowledge(id, undefined)
+      this.acknowledge(id)
       return unreadable(this.settings.key, id)
     }, { discard: true })
+    // Once for all of them, or the reader would be woken for each.
+    return Effect.andThen(taken, Effect.sync(() => this.arrived.openUnsafe()))
   }
 
   /** Reads as long as it runs. Ends with what does not pass. */
@@ -864,27 +965,28 @@ class Intake {
 
   readonly close: Effect.Effect<void> = Effect.suspend(() => {
     this.isClosing = true
+    this.ready = []
     return Effect.andThen(this.flush, Effect.ignore(this.member.leave))
   })
 
-  end(): void {
-    Queue.endUnsafe(this.queue)
-    Queue.shutdownUnsafe(this.queue)
+  /** Nothing comes any more, but for what is ready. */
+  end(last: Pull.Pull<never, EventSubscriber.SubscribeError>): void {
+    this.ended ??= last
+    this.arrived.openUnsafe()
   }
 }
 
-/** The id after which a reader begins, or what the start script makes one of. */
-const fromOf = (from: EventSubscriber.From): Effect.Effect<string, EventSubscriber.SubscribeError> => {
-  if (typeof from === "string") return Effect.succeed(from)
+const fromOf = (from: EventSubscriber.From): Effect.Effect<From, EventSubscriber.SubscribeError> => {
+  if (typeof from === "string") return Effect.succeed({ id: from, isTime: false })
   const fail = (detail: string) => Effect.fail(subscribeError({ detail, passing: false, cause: undefined }))
   if ("time" in from) {
     const millis = Math.floor(from.time)
     return Number.isSafeInteger(millis) && millis >= 0
-      ? Effect.succeed(millis === 0 ? "0-0" : `${millis - 1}-18446744073709551615`)
+      ? Effect.succeed({ id: millis === 0 ? "0-0" : `${millis - 1}-18446744073709551615`, isTime: true })
       : fail(`${from.time} is no time in Unix milliseconds`)
   }
   return /^\d{1,19}-\d{1,20}$/.test(from.position)
-    ? Effect.succeed(from.position)
+    ? Effect.succeed({ id: from.position, isTime: false })
     : fail(`"${from.position}" is no id of an entry: give the position of a delivery`)
 }
 
@@ -894,7 +996,6 @@ const makeSubscriber = Effect.fnUntraced(function*(
   const connection = yield* makeConnection(options)
   yield* check(connection, options)
   const key = keyOf(options)
-  const retryDelay = Duration.fromInputUnsafe(options.retryDelay ?? "10 millis")
   const scoped = yield* Brokers.subscriptions
 
   const createGroup = (group: string, { id, index }: Start): Effect.Effect<unknown, Failure> => {
@@ -921,6 +1022,11 @@ const makeSubscriber = Effect.fnUntraced(function*(
     const from = yield* fromOf(wanted.from ?? (wanted.consumer === undefined ? "new" : "beginning"))
     const start = yield* Effect.mapError(findStart(connection, key, from), subscribeError)
     const wants = EventSubscriber.wants(wanted)
+    if (Number.isFinite(wanted.maxAttempts ?? Infinity)) {
+      yield* Effect.logWarning(
+        `${transport} parks no events: attempts go on beyond the ${wanted.maxAttempts} of maxAttempts`
+      )
+    }
     if (wanted.consumer === undefined) {
       return yield* EventSubscriber.fromStream(readAlone(connection, waiting, key, start, wants), wanted)
     }
@@ -936,19 +1042,15 @@ const makeSubscriber = Effect.fnUntraced(function*(
       maxInFlight,
       knows: (id) => held.has(id) || toAck.has(id)
     })
-    const queue = yield* Queue.unbounded<
-      EventSubscriber.Delivery,
-      EventSubscriber.SubscribeError | Cause.Done
-    >()
     const background = Effect.runForkWith(context)
     const intake = yield* Effect.acquireRelease(
       Effect.sync(() =>
-        new Intake(queue, member, held, toAck, {
+        new Intake(member, held, toAck, {
           key,
           wants,
           maxInFlight,
           ackTimeout,
-          retryDelay,
+          pause: Backoff.make(wanted.backoff),
           fork: (effect) => void background(Effect.forkScoped(Brokers.inRealTime(effect)))
         })
       ),
@@ -957,16 +1059,16 @@ const makeSubscriber = Effect.fnUntraced(function*(
           Effect.interruptible,
           Effect.timeoutOption("3 seconds"),
           Brokers.inRealTime,
-          Effect.andThen(Effect.sync(() => intake.end()))
+          Effect.andThen(Effect.sync(() => intake.end(Cause.done())))
         )
     )
     yield* intake.run.pipe(
-      Effect.catch((failure) => Queue.fail(queue, subscribeError(failure))),
+      Effect.catch((failure) => Effect.sync(() => intake.end(Effect.fail(subscribeError(failure))))),
       Effect.withTracerEnabled(false),
       Brokers.inRealTime,
       Effect.forkScoped
     )
-    return Stream.fromQueue(queue)
+    return Stream.fromPull(Effect.succeed(intake.next))
   })
 
   return EventSubscriber.EventSubscriber.of({ subscribe: (wanted) => scoped(subscribe(wanted)) })
@@ -1015,8 +1117,15 @@ export const layerPublisher = (
  *
  * What a member that is gone has not acknowledged goes to another one after `ackTimeout`; what a member gives back at the end of its scope, at
  * once. Positions are ids of entries. `missed` counts events that were trimmed before the reader had read them, or between their delivery
- * and their acknowledgement; for a reader that began at a time or a position it is known from when it has first come to the end of the
- * stream. An entry that is no event, or one of a newer version, is passed over, which is logged.
+ * and their acknowledgement. For a reader that began at a time or a position the number is known from when it has first come to the end of
+ * the stream, or to a gap: where that position itself, or what the reader has read last, was trimmed, `missed` is 1 for all that may have
+ * followed it. Of what was before a time and is trimmed nothing is known. An entry that is no event, or one of a newer version, is passed
+ * over, which is logged.
+ *
+ * An event that is given back waits for its `backoff`, and keeps its room meanwhile: with `maxInFlight: 1` all that follows it waits, too. How
+ * long it has waited is forgotten when its subscriber ends. Attempts go on for good, as nothing is parked here: `maxAttempts` is warned of. A
+ * handler that puts aside what it cannot handle, and succeeds, lets the others go on. What is not taken within `ackTimeout` goes to whoever
+ * claims it first, as its next attempt, and not to a handler as the old one.
  *
  * Where the group is gone, as after a server came back without its data, the Stream fails with a `SubscribeError` of which `retryable` is true.
  *

@@ -1,6 +1,6 @@
 import { assert, it } from "@effect/vitest"
 import { jetstreamManager } from "@nats-io/jetstream"
-import { connect, createInbox } from "@nats-io/transport-node"
+import { connect, createInbox, type Msg } from "@nats-io/transport-node"
 import {
   Config,
   ConfigProvider,
@@ -11,19 +11,21 @@ import {
   Layer,
   Logger,
   References,
+  type Schema,
   type Scope,
   Stream
 } from "effect"
+import { createHash } from "node:crypto"
+import { inspect } from "node:util"
 import { EventPublisher, EventSubscriber } from "../../src/index.ts"
 import * as Nats from "../../src/publishers/Nats.ts"
 import { completed, domainEvent, failed, started } from "../fixtures/events.ts"
+import { newName } from "../fixtures/names.ts"
 import { freePort, ownNats, type OwnServer } from "../fixtures/ownServer.ts"
 import { receive, shown, subscribe, touch } from "../fixtures/receiving.ts"
 import { natsFilter, tcpProxy } from "../fixtures/tcpProxy.ts"
 import { makeWorld, named, range } from "../publisherWorld.ts"
 import { stress, withProgram, withServer } from "../servers.ts"
-
-let count = 0
 
 /** In real time, and without the warnings that servers which fail give rise to. */
 const live = <A, E>(name: string, test: () => Effect.Effect<A, E, Scope.Scope>, timeout?: number) =>
@@ -31,13 +33,16 @@ const live = <A, E>(name: string, test: () => Effect.Effect<A, E, Scope.Scope>, 
 
 /** A stream of its own on a server, what a test needs to look at it, and its end. */
 const stage = Effect.fnUntraced(function*(servers: string, credentials: { user?: string; pass?: string } = {}) {
-  const prefix = `nats_test_${process.pid}_${count++}`
+  const prefix = newName("nats_test")
   const nc = yield* Effect.acquireRelease(
     Effect.promise(() => connect({ servers, reconnectTimeWait: 20, maxReconnectAttempts: -1, ...credentials })),
     (nc) =>
       Effect.promise(async () => {
-        await (await jetstreamManager(nc)).streams.delete(prefix).catch(() => {})
-        await nc.close()
+        try {
+          await (await jetstreamManager(nc)).streams.delete(prefix).catch(() => {})
+        } finally {
+          await nc.close()
+        }
       })
   )
   const manager = yield* Effect.promise(() => jetstreamManager(nc, { timeout: 1000 }))
@@ -83,7 +88,11 @@ await withServer("NATS", "NATS JetStream", (servers) => {
           span_id: "b7ad6b7169203331"
         },
         failed("a"),
-        domainEvent("d1", { correlation: "a" }),
+        {
+          ...domainEvent("d1", { correlation: "a" }),
+          trace_id: "0af7651916cd43dd8448eb211c80319c",
+          span_id: "00f067aa0ba902b7"
+        },
         domainEvent("d2", { type: "engine.GPU * found" })
       ]
       yield* publishAll(yield* publisher(options), events)
@@ -93,7 +102,7 @@ await withServer("NATS", "NATS JetStream", (servers) => {
         [
           ["model.pull.execution_started", "a:started", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"],
           ["model.pull.execution_failed", "a:failed", ""],
-          ["model.pull.created", "d1", ""],
+          ["model.pull.created", "d1", "00-0af7651916cd43dd8448eb211c80319c-00f067aa0ba902b7-01"],
           ["engine._.GPU%20%2A%20found", "d2", ""]
         ].map(([subject, ...others]) => [`${options.prefix}.${subject}`, ...others])
       )
@@ -169,12 +178,20 @@ await withServer("NATS", "NATS JetStream", (servers) => {
   it.effect("says where no server is, without the credentials", () =>
     Effect.gen(function*() {
       const port = yield* freePort
-      const error = yield* Effect.flip(
-        Effect.scoped(Layer.build(Nats.layer({ servers: `nats://user:secret@127.0.0.1:${port}` })))
-      )
-      assert.deepStrictEqual([error.reason._tag, error.retryable], ["Unreachable", true])
-      assert.include(error.message, `nats://127.0.0.1:${port}`)
-      assert.notInclude(error.message, "secret")
+      for (
+        const [credentials, shown] of [
+          ["user:secret", `nats://127.0.0.1:${port}`],
+          ["user:1@secret", `nats://127.0.0.1:${port}`],
+          ["user:1/secret", "(hidden)"]
+        ] as const
+      ) {
+        const error = yield* Effect.flip(
+          Effect.scoped(Layer.build(Nats.layer({ servers: `nats://${credentials}@127.0.0.1:${port}` })))
+        )
+        assert.deepStrictEqual([error.reason._tag, error.retryable], ["Unreachable", true])
+        assert.include(error.message, shown)
+        assert.notInclude(inspect(error, { depth: 10 }), "secret")
+      }
     }))
 
   it.effect("reads its options from Config", () =>
@@ -192,21 +209,57 @@ await withServer("NATS", "NATS JetStream", (servers) => {
       assert.strictEqual(yield* size, 1)
     }))
 
-  it.effect("an event that is larger than the server takes is refused for good, and the others go on", () =>
+  it.effect("an event that is larger than the server takes is refused for good under closed, and comes with markers under open", () =>
     Effect.gen(function*() {
-      const { ids, options } = yield* stage(servers)
-      const large = started("large", { input: "x".repeat(1_100_000) })
+      const { ids, info, manager, options, prefix } = yield* stage(servers)
+      const text = "x".repeat(1_100_000)
+      const markerOf = (content: string) => ({
+        $truncated: true,
+        bytes: content.length,
+        sha256: createHash("sha256").update(content).digest("hex")
+      })
+      const marker = markerOf(text)
+      const inObject = markerOf(JSON.stringify({ text }))
+      const large = started("large", { input: text })
       const closed = yield* publisher(options)
       const refused = yield* Effect.flip(closed.publish(large))
       assert.deepStrictEqual([refused.reason._tag, refused.retryable], ["Rejected", false])
       assert.include(refused.message, "max_payload of 1048576 bytes")
 
+      const failure = (value: Schema.Json) => ({ kind: "fail", tag: "Odd", retryable: false, value }) as const
+      // What is published, and what arrives.
+      const due: ReadonlyArray<readonly [EventPublisher.Event, EventPublisher.Event]> = [
+        [started("a"), started("a")],
+        [large, started("large", { input: marker })],
+        [completed("large", { output: { text } }), completed("large", { output: inObject })],
+        [
+          failed("b", { error: text, failure: failure({ text }) }),
+          failed("b", { error: JSON.stringify(marker), failure: failure(inObject) })
+        ],
+        [failed("c", { failure: failure({ text }) }), failed("c", { failure: failure(inObject) })],
+        [domainEvent("d", { payload: { text } }), domainEvent("d", { payload: inObject })],
+        [completed("a"), completed("a")]
+      ]
       const open = yield* makeWorld(Nats.layerPublisher(options))
-      for (const event of [started("a"), large, completed("a")]) open.publisher.offer(event)
+      for (const [event] of due) open.publisher.offer(event)
       yield* open.close
-      assert.deepStrictEqual(open.counts(), { "failures Rejected": 1 })
-      assert.strictEqual(open.logs.filter((line) => line.includes("The event is lost")).length, 1)
-      assert.deepStrictEqual(yield* ids, ["a:started", "a:completed"])
+      assert.deepStrictEqual(open.counts(), {})
+      assert.strictEqual(
+        open.logs.filter((line) => line.includes("with markers in place of what it carries")).length,
+        5
+      )
+      const received = yield* receive(yield* subscriber(options), { from: "beginning" }, due.length)
+      assert.deepStrictEqual(received.map(({ event }) => event), due.map(([, arrives]) => arrives))
+
+      // A limit of the stream, and an event that has nothing to leave out.
+      const { config } = yield* info
+      yield* Effect.promise(() => manager.streams.update(prefix, { ...config, max_msg_size: 2000 }))
+      const limited = yield* makeWorld(Nats.layerPublisher(options))
+      limited.publisher.offer(started("e", { input: "x".repeat(2000) }))
+      limited.publisher.offer({ ...started("f"), attributes: { note: "x".repeat(2000) } })
+      yield* limited.close
+      assert.deepStrictEqual(limited.counts(), { "failures Rejected": 1 })
+      assert.deepStrictEqual(yield* ids, [...idsOf(due.map(([event]) => event)), "e:started"])
     }))
 
   it.effect("events that no stream takes wait, and come in order when there is one again", () =>
@@ -313,6 +366,74 @@ await withServer("NATS", "NATS JetStream", (servers) => {
       assert.strictEqual(shown(yield* next), "e00022:started/1")
     }))
 
+  it.effect("tells how many events are gone behind the position where a consumer begins, with a name and without", () =>
+    Effect.gen(function*() {
+      const { options } = yield* stage(servers)
+      const limited = { ...options, retention: { maxEvents: 10 } }
+      yield* publishAll(yield* publisher(limited), numbered(1, 30))
+      const reading = yield* subscriber(limited)
+      const from = { position: "5" }
+      yield* touch(reading, { consumer: "touched", from })
+      for (const consumer of ["c", "touched", undefined]) {
+        const received = yield* receive(reading, { consumer, from }, 2)
+        assert.deepStrictEqual(received.map(shown), ["e00021:started/1 after 15 missing", "e00022:started/1"])
+      }
+    }))
+
+  it.effect("waits longer before each attempt, as backoff says, and parks nothing", () =>
+    Effect.gen(function*() {
+      const { nc, options, prefix } = yield* stage(servers)
+      yield* publishAll(yield* publisher(options), numbered(1, 1))
+      const pauses: Array<number> = []
+      const settling = nc.subscribe(`$JS.ACK.${prefix}.>`, {
+        callback: (_, msg) => {
+          const [, delay] = /^-NAK \{"delay": (\d+)\}$/.exec(msg.string()) ?? []
+          if (delay !== undefined) pauses.push(Number(delay) / 1e6)
+        }
+      })
+      yield* Effect.promise(() => nc.flush())
+      const logs: Array<string> = []
+      const logger = Logger.make(({ message }) => void logs.push(String(message)))
+      const reading = yield* subscriber(options)
+      const backoff = { base: "20 millis", factor: 3, max: "90 millis" } as const
+      for (const wanted of [{ consumer: "fast", backoff, maxAttempts: 2 }, { consumer: "default" }]) {
+        const { next } = yield* Effect.provide(subscribe(reading, wanted), Logger.layer([logger]))
+        for (let index = 0; index < 3; index++) yield* (yield* next).retry()
+        yield* (yield* next).ack
+      }
+      assert.deepStrictEqual(logs, ["NATS JetStream parks no events: attempts go on beyond the 2 of maxAttempts"])
+      settling.unsubscribe()
+      for (const [index, expected] of [20, 60, 90, 100, 200, 400].entries()) {
+        const pause = pauses[index] ?? 0
+        assert.isTrue(pause >= 0.8 * expected && pause <= 1.2 * expected, `attempt ${index + 1}: ${pause} ms`)
+      }
+      assert.strictEqual(pauses.length, 6)
+    }))
+
+  it.effect("what waited longer than ackTimeout for its turn comes in its newest delivery alone", () =>
+    Effect.gen(function*() {
+      const { manager, options, prefix } = yield* stage(servers)
+      const limited = { ...options, retention: { maxEvents: 20 } }
+      yield* publishAll(yield* publisher(limited), numbered(1, 30))
+      const stream = yield* (yield* subscriber(limited)).subscribe({
+        consumer: "c",
+        from: { position: "5" },
+        maxInFlight: 20,
+        ackTimeout: "500 millis"
+      })
+      const info = Effect.promise(() => manager.consumers.info(prefix, "c"))
+      // Nothing is taken until each was delivered twice and more.
+      yield* Effect.repeat(info, { until: ({ delivered }) => delivered.consumer_seq >= 50 })
+      const received = yield* stream.pipe(
+        Stream.tap((delivery) => delivery.ack),
+        Stream.take(20),
+        Stream.runCollect
+      )
+      assert.deepStrictEqual(new Set(received.map(({ event }) => event.id)), new Set(idsOf(numbered(11, 30))))
+      assert.isTrue(received.every(({ attempt }) => attempt > 1))
+      assert.strictEqual(received.reduce((sum, { missed }) => sum + missed, 0), 5)
+    }))
+
   it.effect("passes over what is no event, and says so", () =>
     Effect.gen(function*() {
       const { nc, options, prefix } = yield* stage(servers)
@@ -358,6 +479,25 @@ await withServer("NATS", "NATS JetStream", (servers) => {
       assert.deepStrictEqual([error._tag, "retryable" in error && error.retryable], ["SubscribeError", true])
       const again = [yield* unnamed.next, yield* unnamed.next]
       assert.deepStrictEqual(again.map(({ event }) => event.id), ["e00002:started", "e00003:started"])
+    }))
+
+  it.effect("what was given back to a consumer without a name comes from the one that takes its place", () =>
+    Effect.gen(function*() {
+      const { manager, options, prefix } = yield* stage(servers)
+      const to = yield* publisher(options)
+      yield* publishAll(to, numbered(1, 2))
+      const { next } = yield* subscribe(yield* subscriber(options), {
+        from: "beginning",
+        maxInFlight: 2,
+        backoff: { base: "1 hour" }
+      })
+      yield* (yield* next).retry()
+      yield* (yield* next).ack
+      yield* Effect.promise(async () => {
+        for await (const { name } of manager.consumers.list(prefix)) await manager.consumers.delete(prefix, name)
+      })
+      yield* to.publish(started("e00003"))
+      assert.strictEqual((yield* next).event.id, "e00001:started")
     }))
 
   it.effect("a start that makes no sense is refused, and a retry does not help", () =>
@@ -415,8 +555,23 @@ withProgram("NATS", "NATS JetStream that fails", () => {
       assert.isAtLeast(answers.filter((answer) => answer === "duplicate").length, 5)
     }))
 
+  live("an acknowledgement that is lost refuses no unit, as the settings are by default", () =>
+    Effect.gen(function*() {
+      const server = yield* ownNats()
+      const { ids, options } = yield* stage(server.url)
+      let lost = 0
+      const { url } = yield* proxied(
+        server,
+        natsFilter((_, payload) => payload.includes("\"seq\"") && !payload.includes("\"type\"") && lost++ === 0)
+      )
+      const world = yield* makeWorld(Nats.layerPublisher({ ...options, servers: url, policy: "closed" }))
+      assert.strictEqual(yield* world.run(named("model.count", Effect.succeed(1))), 1)
+      yield* world.close
+      assert.deepStrictEqual((yield* ids).length, 2)
+    }))
+
   live(
-    "what is sent again when the server has forgotten its id is there twice, for the consumer to see by the id",
+    "what is sent again when the server has forgotten its id is there twice, and comes to a distinct subscriber once",
     () =>
       Effect.gen(function*() {
         const server = yield* ownNats()
@@ -431,11 +586,31 @@ withProgram("NATS", "NATS JetStream that fails", () => {
         yield* to.publish(started("a"))
         yield* to.publish(completed("a"))
         assert.deepStrictEqual(yield* ids, ["a:started", "a:started", "a:completed"])
-        const received = yield* receive(yield* subscriber(short), { consumer: "c" }, 3)
-        const seen = new Set(received.map(({ event }) => event.id))
-        assert.deepStrictEqual([...seen], ["a:started", "a:completed"])
+        const reading = yield* Layer.build(EventSubscriber.distinct(Nats.layerSubscriber(short)))
+        const received = yield* receive(Context.get(reading, EventSubscriber.EventSubscriber), { consumer: "c" }, 2)
+        assert.deepStrictEqual(received.map(shown), ["a:started/1", "a:completed/1"])
       })
   )
+
+  live("an acknowledgement that the server does not confirm is sent again", () =>
+    Effect.gen(function*() {
+      const server = yield* ownNats()
+      const { manager, options, prefix } = yield* stage(server.url)
+      yield* publishAll(yield* publisher(options), numbered(1, 2))
+      const lost: Array<string> = []
+      const { connections, url } = yield* proxied(
+        server,
+        natsFilter((subject) => /\.c\.\d+$/.test(subject) && lost.push(subject) < 3)
+      )
+      const { next } = yield* subscribe(yield* subscriber({ ...options, servers: url }), { consumer: "c" })
+      yield* (yield* next).ack
+      yield* Effect.repeat(Effect.sleep("10 millis"), { while: () => lost.length < 3 })
+      // The same one, on the same connection.
+      assert.deepStrictEqual([new Set(lost).size, connections()], [1, 1])
+      yield* (yield* next).ack
+      const settled = Effect.promise(() => manager.consumers.info(prefix, "c"))
+      yield* Effect.repeat(settled, { until: ({ ack_floor }) => ack_floor.stream_seq === 2 })
+    }))
 
   live("connections that break under load cost nothing and change no order", () =>
     Effect.gen(function*() {
@@ -548,6 +723,25 @@ withProgram("NATS", "NATS JetStream that fails", () => {
       })
   )
 
+  live("takes a user and a password, or a token, out of the addresses", () =>
+    Effect.gen(function*() {
+      const pass = "1@se/cret%"
+      const server = yield* ownNats(`authorization { user: "un its", password: "${pass}" }`)
+      const { ids, options } = yield* stage(server.url, { user: "un its", pass })
+      const at = (credentials: string, address = server.url) => address.replace("//", `//${credentials}@`)
+      const right = at(`un%20its:${encodeURIComponent(pass)}`)
+      // The client picks any of them.
+      yield* (yield* publisher({ ...options, servers: [server.url, right] })).publish(started("a"))
+      yield* (yield* publisher({ ...options, servers: at("other:wrong"), connection: { user: "un its", pass } }))
+        .publish(started("b"))
+      assert.deepStrictEqual(yield* ids, ["a:started", "b:started"])
+      const refused = yield* Effect.flip(Effect.scoped(Layer.build(Nats.layer({ servers: at("un%20its:wrong") }))))
+      assert.deepStrictEqual([refused.reason._tag, refused.message.includes("wrong")], ["Unreachable", false])
+
+      const other = yield* ownNats("authorization { token: \"1@token\" }")
+      yield* Layer.build(Nats.layer({ servers: at("1%40token", other.url) }))
+    }))
+
   live("an event on a subject that this user may not publish to is refused for good", () =>
     Effect.gen(function*() {
       const server = yield* ownNats(`authorization { users = [
@@ -564,6 +758,69 @@ withProgram("NATS", "NATS JetStream that fails", () => {
         Effect.scoped(Layer.build(Nats.layer({ servers: server.url, connection: { user: "units", pass: "wrong" } })))
       )
       assert.deepStrictEqual([refused.reason._tag, refused.retryable], ["Unreachable", true])
+    }))
+
+  it.live("events wait while an account is full, and are lost to a stream that is sealed alone", () =>
+    Effect.gen(function*() {
+      const server = yield* ownNats(`
+        accounts { A { jetstream { max_file: 100KB }, users [ { user: units, password: secret } ] } }
+      `)
+      const { ids, info, manager, nc, options, prefix } = yield* stage(server.url, { user: "units", pass: "secret" })
+      const settings = { ...options, connection: { user: "units", pass: "secret" } }
+      const world = yield* makeWorld(Nats.layerPublisher(settings))
+      // Half as much again as there is room for.
+      const events = range(1, 15).map((n) => started(`e${n}`, { input: "x".repeat(10_000) }))
+      for (const event of events) world.publisher.offer(event)
+      yield* Effect.repeat(Effect.sleep("10 millis"), {
+        while: () => !world.logs.some((line) => line.includes("resource limits exceeded for account. They wait"))
+      })
+      // What has no room gets its sequence all the same, and is taken out again.
+      const there = Effect.map(ids, (ids) => ids.filter((id) => id !== ""))
+      const kept = yield* there
+      assert.deepStrictEqual(kept, idsOf(events.slice(0, kept.length)))
+      yield* Effect.promise(() => manager.streams.purge(prefix))
+      yield* world.close
+      assert.deepStrictEqual(yield* there, idsOf(events.slice(kept.length)))
+      assert.deepStrictEqual(world.counts(), {})
+
+      const { config } = yield* info
+      yield* Effect.promise(() =>
+        nc.request(`$JS.API.STREAM.UPDATE.${prefix}`, JSON.stringify({ ...config, sealed: true }))
+      )
+      const refused = yield* Effect.flatMap(publisher(settings), (to) => Effect.flip(to.publish(started("late")))).pipe(
+        Effect.provideService(References.MinimumLogLevel, "Error")
+      )
+      assert.deepStrictEqual([refused.reason._tag, refused.retryable], ["Rejected", false])
+      assert.include(refused.message, "sealed")
+    }))
+
+  live("what the server cannot tell of a stream for now can be asked again", () =>
+    Effect.gen(function*() {
+      // Without JetStream, in whose place a client answers.
+      const server = yield* ownNats("", [])
+      const nc = yield* Effect.acquireRelease(
+        Effect.promise(() => connect({ servers: server.url })),
+        (nc) => Effect.promise(() => nc.close())
+      )
+      let answer: (msg: Msg) => void = () => {}
+      nc.subscribe("$JS.API.>", { callback: (_, msg) => answer(msg) })
+      yield* Effect.promise(() => nc.flush())
+      const build = Effect.scoped(Layer.build(Nats.layerPublisher({ servers: server.url }))).pipe(
+        Effect.flip,
+        Effect.map(({ message, reason, retryable }) => [reason._tag, retryable, message.includes("JetStream system")])
+      )
+      const refuse = (code: number, err_code: number, description: string) => (msg: Msg) =>
+        void msg.respond(JSON.stringify({ error: { code, err_code, description } }))
+      const silent = yield* build
+      answer = refuse(503, 10_008, "JetStream system temporarily unavailable")
+      const busy = yield* build
+      answer = refuse(503, 10_076, "JetStream not enabled")
+      const off = yield* build
+      assert.deepStrictEqual([silent, busy, off], [
+        ["StreamUnavailable", true, false],
+        ["StreamUnavailable", true, true],
+        ["StreamRefused", false, false]
+      ])
     }))
 
   live("says that JetStream is off", () =>

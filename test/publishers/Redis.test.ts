@@ -12,17 +12,17 @@ import {
   type Scope,
   Stream
 } from "effect"
+import { inspect } from "node:util"
 import { createClient } from "redis"
 import { EventPublisher, EventSubscriber } from "../../src/index.ts"
 import * as Redis from "../../src/publishers/Redis.ts"
 import { completed, domainEvent, started } from "../fixtures/events.ts"
+import { newName } from "../fixtures/names.ts"
 import { freePort, ownRedis, type OwnServer } from "../fixtures/ownServer.ts"
 import { receive, shown, subscribe, touch } from "../fixtures/receiving.ts"
-import { tcpProxy } from "../fixtures/tcpProxy.ts"
+import { type TcpProxy, tcpProxy } from "../fixtures/tcpProxy.ts"
 import { makeWorld, named, range } from "../publisherWorld.ts"
 import { stress, withProgram, withServer } from "../servers.ts"
-
-let count = 0
 
 /** In real time, and without the warnings that servers which fail give rise to. */
 const live = <A, E>(name: string, test: () => Effect.Effect<A, E, Scope.Scope>, timeout?: number) =>
@@ -37,7 +37,7 @@ const clientOf = (url: string) =>
 
 /** A stream of its own on a server, what a test needs to look at it, and its end. */
 const stage = Effect.fnUntraced(function*(url: string) {
-  const key = `redis_test_${process.pid}_${count++}`
+  const key = newName("redis_test")
   const client = yield* clientOf(url)
   yield* Effect.addFinalizer(() => Effect.promise(() => client.del(key).catch(() => {})))
   const send = (...command: ReadonlyArray<string>) => Effect.promise(() => client.sendCommand([...command]))
@@ -46,6 +46,14 @@ const stage = Effect.fnUntraced(function*(url: string) {
   const ids = Effect.map(entries, (all) => all.map(({ message }) => message["id"] ?? ""))
   return { options: { url, key }, key, client, send, entries, ids }
 })
+
+/** What a group has not acknowledged: for how many milliseconds, and how often it was delivered. */
+const pendingOf = (key: string, send: (...command: ReadonlyArray<string>) => Effect.Effect<unknown>) =>
+  Effect.map(send("XPENDING", key, "c", "-", "+", "100"), (pending) =>
+    // What the command answers.
+    (pending as ReadonlyArray<readonly [id: string, member: string, age: number, deliveries: number]>).map(
+      ([, , age, deliveries]) => ({ age, deliveries })
+    ))
 
 const publisher = (options: Redis.PublisherOptions) =>
   Effect.map(
@@ -95,7 +103,19 @@ await withServer("Redis", "Redis Streams", (url) => {
       )
       assert.deepStrictEqual([error.reason._tag, error.retryable], ["Unreachable", true])
       assert.include(error.message, `redis://127.0.0.1:${port}`)
-      assert.notInclude(error.message, "secret")
+      assert.notInclude(inspect(error, { depth: Infinity }), "secret")
+      const tls = { connection: { socket: { tls: true } } } as const
+      for (
+        const options of [
+          { url: "redis://:se/secret@127.0.0.1" },
+          { url: "redis://127.0.0.1:12/secret@127.0.0.1" },
+          { url: `redis://:se@secret@127.0.0.1:${port}` },
+          { url: `redis://:secret@127.0.0.1:${port}`, ...tls }
+        ]
+      ) {
+        const error = yield* Effect.flip(Effect.scoped(Layer.build(Redis.layer(options))))
+        assert.notInclude(inspect(error, { depth: Infinity }), "secret")
+      }
       yield* send("SET", key, "text")
       assert.deepStrictEqual(
         yield* Effect.flip(Effect.scoped(Layer.build(Redis.layer(options)))),
@@ -167,6 +187,74 @@ await withServer("Redis", "Redis Streams", (url) => {
       assert.strictEqual(shown(after), `${oldest}/1 after ${gone - 3} missing`)
       yield* after.ack
       assert.strictEqual(shown(yield* unnamed.next), `${next}/1`)
+    }))
+
+  /** A stream of which a test says what the ids of its entries are, in seconds. */
+  const secondly = Effect.fnUntraced(function*() {
+    const { key, options, send } = yield* stage(url)
+    const store = Effect.fnUntraced(function*(from: number, to: number) {
+      for (const [index, event] of numbered(from, to).entries()) {
+        yield* send("XADD", key, `${from + index}000-0`, "id", event.id, "event", JSON.stringify(event))
+      }
+    })
+    return {
+      reading: yield* subscriber(options),
+      store,
+      keep: (count: number) => send("XTRIM", key, "MAXLEN", String(count))
+    }
+  })
+
+  it.effect("who goes on at a position that was trimmed is told that events are missing", () =>
+    Effect.gen(function*() {
+      const { keep, reading, store } = yield* secondly()
+      yield* store(1, 5)
+      yield* keep(2)
+      for (const isNamed of [true, false]) {
+        const first = (from: EventSubscriber.From) =>
+          Effect.map(
+            receive(reading, { consumer: isNamed ? JSON.stringify(from) : undefined, from }, 1),
+            (received) => received.map(shown).join()
+          )
+        assert.deepStrictEqual(yield* first({ position: "2000-0" }), "e00004:started/1 after 1 missing")
+        assert.deepStrictEqual(yield* first({ position: "4000-0" }), "e00005:started/1")
+        assert.deepStrictEqual(yield* first({ position: "0-0" }), "e00004:started/1")
+        assert.deepStrictEqual(yield* first({ time: 2000 }), "e00004:started/1")
+        assert.deepStrictEqual(yield* first({ time: 4500 }), "e00005:started/1")
+      }
+    }))
+
+  it.effect("how many are missing after that is counted", () =>
+    Effect.gen(function*() {
+      for (const consumer of ["c", undefined]) {
+        const { keep, reading, store } = yield* secondly()
+        yield* store(1, 5)
+        yield* keep(2)
+        const { next } = yield* subscribe(reading, { consumer, from: { position: "2000-0" } })
+        yield* (yield* next).ack
+        const held = yield* next
+        yield* store(6, 9)
+        yield* keep(1)
+        yield* held.ack
+        assert.strictEqual(shown(yield* next), "e00009:started/1 after 3 missing")
+      }
+    }))
+
+  it.effect("what is trimmed before a reader that began in the middle has come to the end is a gap, too", () =>
+    Effect.gen(function*() {
+      for (const consumer of ["c", undefined]) {
+        const { keep, reading, store } = yield* secondly()
+        yield* store(1, 100)
+        const { next } = yield* subscribe(reading, { consumer, from: { position: "1000-0" } })
+        let delivery = yield* next
+        yield* keep(1)
+        // What it has read ahead comes first.
+        while (delivery.position !== "100000-0") {
+          assert.strictEqual(delivery.missed, 0)
+          yield* delivery.ack
+          delivery = yield* next
+        }
+        assert.strictEqual(shown(delivery), "e00100:started/1 after 1 missing")
+      }
     }))
 
   it.effect("what is trimmed between its delivery and its acknowledgement is a gap, too", () =>
@@ -257,6 +345,78 @@ await withServer("Redis", "Redis Streams", (url) => {
         "e00002:started/1",
         "e00003:started/1"
       ])
+    }))
+
+  it.effect("waits longer before each attempt, as backoff says and also beyond ackTimeout, and parks nothing", () =>
+    Effect.gen(function*() {
+      const { options } = yield* stage(url)
+      yield* publishAll(yield* publisher(options), numbered(1, 1))
+      const logs: Array<string> = []
+      const logger = Logger.make(({ message }) => void logs.push(String(message)))
+      const reading = yield* subscriber(options)
+      const backoff = { base: "20 millis", factor: 30, max: "600 millis" } as const
+      const pauses: Array<number> = []
+      for (
+        const wanted of [
+          { consumer: "given", backoff, maxAttempts: 2, ackTimeout: "200 millis" },
+          { consumer: "default", maxAttempts: Infinity }
+        ] as const
+      ) {
+        const { next } = yield* Effect.provide(subscribe(reading, wanted), Logger.layer([logger]))
+        let delivery = yield* next
+        for (let attempt = 1; attempt <= 3; attempt++) {
+          const at = performance.now()
+          yield* delivery.retry()
+          delivery = yield* next
+          pauses.push(performance.now() - at)
+          assert.strictEqual(delivery.attempt, attempt + 1)
+        }
+      }
+      assert.deepStrictEqual(logs, ["Redis Streams parks no events: attempts go on beyond the 2 of maxAttempts"])
+      for (const [index, expected] of [20, 600, 600, 100, 200, 400].entries()) {
+        const pause = pauses[index] ?? 0
+        // A timer may come a moment early.
+        assert.isAtLeast(pause, 0.8 * expected - 5, `attempt ${index + 1}`)
+      }
+    }))
+
+  it.effect("what waited longer than ackTimeout to be taken comes in its newest delivery alone", () =>
+    Effect.gen(function*() {
+      const { key, options, send } = yield* stage(url)
+      yield* publishAll(yield* publisher(options), numbered(1, 30))
+      yield* send("XGROUP", "CREATE", key, "c", "0", "ENTRIESREAD", "0")
+      yield* send("XTRIM", key, "MAXLEN", "20")
+      const stream = yield* (yield* subscriber(options)).subscribe({
+        consumer: "c",
+        maxInFlight: 20,
+        ackTimeout: "500 millis"
+      })
+      // Nothing is taken until each was delivered twice and more.
+      const deliveries = Effect.map(pendingOf(key, send), (pending) => pending.map(({ deliveries }) => deliveries))
+      yield* Effect.repeat(deliveries, { until: (times) => times.length === 20 && times.every((time) => time > 1) })
+      const received = yield* stream.pipe(
+        Stream.tap((delivery) => delivery.ack),
+        Stream.take(20),
+        Stream.runCollect
+      )
+      assert.deepStrictEqual(new Set(received.map(({ event }) => event.id)), new Set(idsOf(numbered(11, 30))))
+      assert.isTrue(received.every(({ attempt }) => attempt > 1))
+      assert.strictEqual(received.reduce((sum, { missed }) => sum + missed, 0), 10)
+    }))
+
+  it.effect("what is acknowledged late, and came again, is not handled again", () =>
+    Effect.gen(function*() {
+      const { key, options, send } = yield* stage(url)
+      yield* publishAll(yield* publisher(options), numbered(1, 2))
+      const stream = yield* (yield* subscriber(options)).subscribe({ consumer: "c", ackTimeout: "1 second" })
+      const pull = yield* Stream.toPull(stream)
+      const [late] = yield* pull
+      // The server has given it to us again, and we have heard of it.
+      yield* Effect.repeat(pendingOf(key, send), {
+        until: ([first]) => first !== undefined && first.deliveries === 2 && first.age > 100
+      })
+      yield* late.ack
+      assert.deepStrictEqual((yield* pull).map(shown), ["e00002:started/1"])
     }))
 
   it.effect("of one at a time the others stand by; of several each has its own", () =>
@@ -360,6 +520,34 @@ withProgram("Redis", "Redis Streams that fail", () => {
         assert.deepStrictEqual([...new Set(stored)], ["first:started", ...idsOf(events)])
       })
   )
+
+  live("a group's gap is told, whichever answer of the server is lost", () =>
+    Effect.gen(function*() {
+      const server = yield* ownRedis()
+      for (const lost of range(1, 4)) {
+        const { ids, key, options, send } = yield* stage(server.url)
+        yield* publishAll(yield* publisher(options), numbered(1, 5))
+        yield* send("XGROUP", "CREATE", key, "c", "0", "ENTRIESREAD", "0")
+        yield* send("XTRIM", key, "MAXLEN", "2")
+        let answers = -Infinity
+        const proxy: TcpProxy & { readonly url: string } = yield* proxied(server, () => (bytes) => {
+          if (++answers !== lost) return bytes
+          queueMicrotask(() => Effect.runSync(proxy.cut))
+          return Buffer.alloc(0)
+        })
+        const { next } = yield* subscribe(yield* subscriber({ ...options, url: proxy.url }), { consumer: "c" })
+        answers = 0
+        const told: Array<number> = []
+        for (const id of yield* ids) {
+          const delivery = yield* next
+          assert.strictEqual(delivery.event.id, id)
+          told.push(delivery.missed)
+          yield* delivery.ack
+        }
+        assert.deepStrictEqual([lost, ...told], [lost, 3, 0])
+        assert.isAtLeast(answers, lost)
+      }
+    }))
 
   live("connections that break under load lose nothing, on both ends", () =>
     Effect.gen(function*() {
@@ -473,14 +661,71 @@ withProgram("Redis", "Redis Streams that fail", () => {
       yield* another.kill
     }), 60_000)
 
-  live("an event that no replica has is not acknowledged", () =>
+  live(
+    "while too few replicas have events these are neither acknowledged nor stored again",
+    () =>
+      Effect.gen(function*() {
+        const server = yield* ownRedis()
+        const { ids, options, send } = yield* stage(server.url)
+        const waits = Effect.map(
+          send("INFO", "commandstats"),
+          (info) => Number(/cmdstat_wait:calls=(\d+)/.exec(JSON.stringify(info))?.[1] ?? 0)
+        )
+        const patient = { ...options, replicas: 1, timeout: "30 seconds", ackTimeout: "1 second" } as const
+        const impatient = yield* publisher({ ...patient, timeout: "300 millis" })
+        const error = yield* Effect.flip(impatient.publish(started("impatient")))
+        assert.strictEqual(error.reason._tag, "TimedOut")
+        const to = yield* publisher(patient)
+        const publishing = yield* Effect.forkScoped(publishAll(to, numbered(1, 3)))
+        const before = yield* waits
+        yield* Effect.repeat(Effect.sleep("20 millis"), {
+          until: () => Effect.map(waits, (count) => count >= before + 3)
+        })
+        assert.isUndefined(publishing.pollUnsafe())
+        yield* ownRedis("--replicaof", "127.0.0.1", String(server.port))
+        yield* Fiber.join(publishing)
+        assert.deepStrictEqual(yield* ids, ["impatient:started", ...idsOf(numbered(1, 3))])
+      })
+  )
+
+  live("what a master has that was demoted before its replicas had it is stored again", () =>
     Effect.gen(function*() {
       const server = yield* ownRedis()
-      const { options } = yield* stage(server.url)
-      const to = yield* publisher({ ...options, replicas: 1, timeout: "300 millis", ackTimeout: "100 millis" })
-      const error = yield* Effect.flip(to.publish(started("a")))
-      assert.strictEqual(error.reason._tag, "TimedOut")
+      const { ids, options, send } = yield* stage(server.url)
+      const to = yield* publisher({ ...options, replicas: 1, timeout: "30 seconds", ackTimeout: "1 second" })
+      const publishing = yield* Effect.forkScoped(to.publish(started("a")))
+      const storedTimes = (times: number) =>
+        Effect.repeat(Effect.andThen(Effect.sleep("5 millis"), ids), { until: ({ length }) => length === times })
+      yield* storedTimes(1)
+      yield* send("REPLICAOF", "127.0.0.1", String(yield* freePort))
+      const refusals = Effect.map(send("INFO", "errorstats"), JSON.stringify)
+      yield* Effect.repeat(Effect.andThen(Effect.sleep("5 millis"), refusals), {
+        until: (info) => info.includes("errorstat_READONLY")
+      })
+      yield* send("REPLICAOF", "NO", "ONE")
+      yield* storedTimes(2)
+      assert.isUndefined(publishing.pollUnsafe())
     }))
+
+  live(
+    "at the defaults of the closed policy what is not answered is stored again before its unit is refused",
+    () =>
+      Effect.gen(function*() {
+        const server = yield* ownRedis()
+        const { ids, options } = yield* stage(server.url)
+        // The first connection gets no more answers.
+        let isDeaf = false
+        let made = 0
+        const proxy = yield* proxied(server, () => {
+          const isFirst = ++made === 1
+          return (bytes) => isDeaf && isFirst ? Buffer.alloc(0) : bytes
+        })
+        const to = yield* publisher({ ...options, url: proxy.url })
+        isDeaf = true
+        yield* to.publish(started("a"))
+        assert.deepStrictEqual(yield* ids, ["a:started", "a:started"])
+      })
+  )
 
   it.live("while the server has no memory events wait, and come in order when it has", () =>
     Effect.gen(function*() {
