@@ -7,7 +7,7 @@
  * @since 0.1.0
  */
 import * as Redacted from "effect/Redacted"
-import { createHmac, timingSafeEqual } from "node:crypto"
+import { createHmac, createSecretKey, type KeyObject, timingSafeEqual } from "node:crypto"
 
 /** @internal */
 export const headers = { id: "webhook-id", timestamp: "webhook-timestamp", signature: "webhook-signature" } as const
@@ -15,11 +15,11 @@ export const headers = { id: "webhook-id", timestamp: "webhook-timestamp", signa
 const prefix = "whsec_"
 
 /**
- * A key, kept where it does not show.
+ * A key, as `node:crypto` holds it: its bytes show nowhere, and need not be made ready for every signature.
  *
  * @internal
  */
-export type Key = Redacted.Redacted<Uint8Array>
+export type Key = KeyObject
 
 /**
  * Reads a secret. What is wrong with it is said without the secret.
@@ -34,7 +34,7 @@ export const key = (secret: Redacted.Redacted): Key | { readonly invalid: string
   const bytes = Buffer.from(base64, "base64")
   return bytes.length < 24 || bytes.length > 64
     ? { invalid: `a secret has 24 to 64 bytes, this one ${bytes.length}` }
-    : Redacted.make(bytes)
+    : createSecretKey(bytes)
 }
 
 /** @internal */
@@ -47,7 +47,7 @@ export interface Signed {
 }
 
 const mac = (key: Key, { body, id, timestamp }: Signed): Buffer =>
-  createHmac("sha256", Redacted.value(key)).update(`${id}.${timestamp}.`).update(body).digest()
+  createHmac("sha256", key).update(`${id}.${timestamp}.`).update(body).digest()
 
 /**
  * The value of the signature header: one signature per key.

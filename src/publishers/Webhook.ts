@@ -7,12 +7,14 @@
  *   `id` is the key to deduplicate on; the same delivery always carries the same `webhook-id`.
  * - In order per endpoint, and so per execution: a delivery that fails holds back those behind it, and nobody else's.
  * - No unit waits, and none fails, under the `open` policy: encoding, signing and sending happen in a fiber per endpoint, behind a bounded
- *   buffer. Under `closed` an event is published once every endpoint that wants it has answered 2xx.
+ *   buffer. Under `closed` an event is published once every endpoint that wants it has answered 2xx; one that is published again, as by a
+ *   `Relay`, goes on where it was.
  * - What is lost: events that come while an endpoint's buffer is full, and what is not delivered when the process dies or the flush at
  *   the end of the scope takes longer than `flushTimeout`. Both but the crash are counted in `effect_units_events_dropped` and logged,
  *   and all show as gaps in `sequence` to a receiver of all events. Put a durable store in front where that is too much.
- * - An endpoint that keeps failing is parked: no more requests, until `Endpoints.resume`. It says so in the log, in the gauge
- *   `effect_units_webhook_parked`, and by `onParked`. What waits is kept as far as its buffer goes.
+ * - An endpoint that keeps failing is parked: no more requests, until `Endpoints.resume`. An error in the log, the gauge
+ *   `effect_units_webhook_parked` and `Endpoints.list` say so whatever the settings are, and `onParked` tells the program, which can
+ *   publish it as the domain event `EndpointParked`. What waits is kept as far as its buffer goes.
  *
  * **Endpoints that others chose**
  *
@@ -22,8 +24,9 @@
  * - Addresses that are not public (loopback, private, link-local, and whatever else the registries of IANA set apart) are refused,
  *   unless the endpoint has `allowPrivateAddresses`. The name is resolved before every attempt, and every address that it has must be
  *   public. That leaves the moment between this lookup and the client's own, in which a name server that means harm can change its
- *   answer (DNS rebinding). Give the client's agent `publicLookup` to close it: then the addresses that are checked are the ones that
- *   are connected to. A client that goes through a proxy resolves names elsewhere; there the proxy has to refuse.
+ *   answer (DNS rebinding). `WebhookNode.layer` closes it, and so does `publicLookup` in the agent of your own client: then the
+ *   addresses that are checked are the ones that are connected to. A client over `fetch` has no place for it. One that goes through a
+ *   proxy resolves names elsewhere; there the proxy has to refuse.
  * - Answers are not trusted: a request has `timeout` to be answered, at most 64 KiB of an answer's body are read and for at most a
  *   second, and the status alone counts.
  *
@@ -58,7 +61,6 @@ import type * as Net from "node:net"
 import * as DomainEvent from "../DomainEvent.ts"
 import * as EventPublisher from "../EventPublisher.ts"
 import * as ExecutionEvent from "../ExecutionEvent.ts"
-import * as Brokers from "../internal/brokers.ts"
 import * as HttpPost from "../internal/httpPost.ts"
 import * as Json from "../internal/json.ts"
 import * as Metrics from "../internal/metrics.ts"
@@ -125,7 +127,11 @@ export interface Options {
    * seldom want to wait for somebody else's server. Default `open`.
    */
   readonly policy?: "open" | "closed" | undefined
-  /** How long who publishes waits under `closed`. Default 5 seconds. */
+  /**
+   * How long who publishes waits under `closed`. Default: 5 seconds more than the longest `timeout` of the endpoints, so 20 seconds
+   * where they have none of their own. An event that is published again after that goes on where it was: an endpoint that has it, or is
+   * being sent it, gets it once.
+   */
   readonly timeout?: Duration.Input | undefined
   /** How long the end of an execution waits under `closed`. Default 5 seconds. */
   readonly terminalTimeout?: Duration.Input | undefined
@@ -439,7 +445,8 @@ export class Endpoints extends Context.Service<Endpoints, {
   readonly list: Effect.Effect<ReadonlyArray<EndpointState>>
   /**
    * Sends to a parked endpoint again, beginning with the delivery that failed, or, with `skip`, with the one after it. `false` where no
-   * endpoint of that name is parked.
+   * endpoint of that name is parked. What is skipped is dropped and counted; under `closed` it is `Rejected` once the other endpoints
+   * are through with it, so that a `Relay` puts it aside.
    */
   readonly resume: (name: string, options?: { readonly skip?: boolean | undefined }) => Effect.Effect<boolean>
 }>()("effect-units/publishers/Webhook/Endpoints") {}
@@ -451,14 +458,16 @@ export class Endpoints extends Context.Service<Endpoints, {
  * **Example** (A client that cannot be led into this network)
  *
  * ```ts
- * const client = NodeHttpClient.layerNodeHttpOptions({ keepAlive: true, lookup: Webhook.publicLookup })
+ * const client = Layer.fresh(NodeHttpClient.layerNodeHttpOptions({ keepAlive: true, lookup: Webhook.publicLookup }))
  * ```
  *
- * With Undici: `NodeHttpClient.layerUndiciOptions({ connect: { lookup: Webhook.publicLookup } })`.
+ * With Undici: `Layer.fresh(NodeHttpClient.layerUndiciOptions({ connect: { lookup: Webhook.publicLookup } }))`.
  *
  * **Gotchas**
  *
- * An address without a name needs no lookup. The publisher refuses those itself.
+ * These layers share their client: without `Layer.fresh`, where the application has another one of the same kind, this one is that one,
+ * and its lookup is not used. `WebhookNode.layer` has seen to it. An address without a name needs no lookup. The publisher refuses those
+ * itself.
  *
  * @category security
  * @since 0.1.0
@@ -485,10 +494,45 @@ const defaultRetry = Schedule.exponential("1 second").pipe(Schedule.jittered, Sc
 
 const maxBatchBytes = 1024 * 1024
 
+/** How many events are remembered whose publisher has given up waiting under `closed`. */
+const maxGivenUp = 10_000
+
+/** An event on its way to one endpoint. */
+interface Outgoing {
+  readonly event: EventPublisher.Event
+  /** Who waits for it; nobody does under the `open` policy. */
+  readonly handed: Handed | undefined
+}
+
+/** An event under `closed`: what becomes of it at all the endpoints that want it. */
+class Handed {
+  /** Done when none of them is left. */
+  readonly receipt: EventPublisher.Receipt
+  /** The endpoints whose buffers it is still to be put in. */
+  readonly missing: Set<Outlet>
+  /** True while nobody waits: endpoints that have not begun to send it need not. */
+  withdrawn = false
+  private left: number
+  private refused: EventPublisher.PublishError | undefined
+
+  constructor(outlets: ReadonlyArray<Outlet>, giveUp: (handed: Handed) => void) {
+    this.missing = new Set(outlets)
+    this.left = outlets.length
+    this.receipt = new EventPublisher.Receipt(() => giveUp(this))
+  }
+
+  /** One endpoint has the event, or will never have it. */
+  settle(refused?: EventPublisher.PublishError): void {
+    this.refused ??= refused
+    if (--this.left > 0) return
+    this.receipt.settle(this.refused === undefined ? Exit.void : Exit.fail(this.refused))
+  }
+}
+
 /** One request's worth of events: the same bytes under the same id at every attempt. */
 interface Delivery {
   readonly id: string
-  readonly items: ReadonlyArray<Brokers.Outgoing>
+  readonly items: ReadonlyArray<Outgoing>
   readonly body: Uint8Array
 }
 
@@ -499,12 +543,12 @@ const headerId = (id: string): string => /^[\w:-]{1,128}$/.test(id) ? id : sha25
 
 /** An event as it goes into a body. */
 interface Part {
-  readonly item: Brokers.Outgoing
+  readonly item: Outgoing
   readonly id: string
   readonly json: string
 }
 
-const partOf = (item: Brokers.Outgoing): Part => {
+const partOf = (item: Outgoing): Part => {
   const { event } = item
   return {
     item,
@@ -566,6 +610,8 @@ const parseUrl = (endpoint: Endpoint): URL | { readonly invalid: string } => {
     : { invalid: "url holds a user or a password. Send them as a header" }
 }
 
+const timeoutOf = ({ timeout }: Endpoint): Duration.Duration => Duration.fromInputUnsafe(timeout ?? "15 seconds")
+
 /** What the settings of an endpoint come to. */
 interface Checked {
   readonly url: URL
@@ -599,7 +645,7 @@ type Resumed = "again" | "skip"
 /** An endpoint at work: its buffer, and what becomes of it. */
 class Outlet {
   readonly endpoint: Endpoint
-  readonly ring: Ring<Brokers.Outgoing>
+  readonly ring: Ring<Outgoing>
   /** Events that were taken out of the buffer and are not delivered. */
   inHand = 0
   attempts = 0
@@ -608,10 +654,13 @@ class Outlet {
   parked: Deferred.Deferred<Resumed> | undefined
   readonly wants: (event: EventPublisher.Event) => boolean
   private readonly context: Context.Context<never>
+  // Made once, as a metric keeps its key.
+  private readonly outcomes: Readonly<Record<"delivered" | "failed", Metric.Counter<number>>>
   private overflowing = false
 
   constructor(endpoint: Endpoint, context: Context.Context<never>) {
     this.endpoint = endpoint
+    this.outcomes = { delivered: attemptsOf(endpoint.name, "delivered"), failed: attemptsOf(endpoint.name, "failed") }
     this.wants = wants(endpoint)
     this.ring = new Ring(endpoint.capacity ?? 10_000)
     this.context = context
@@ -633,7 +682,7 @@ class Outlet {
 
   offer(event: EventPublisher.Event): void {
     if (!this.wants(event)) return
-    if (this.ring.offer(new Brokers.Outgoing(event, undefined))) {
+    if (this.ring.offer({ event, handed: undefined })) {
       this.overflowing = false
       return
     }
@@ -646,29 +695,15 @@ class Outlet {
     )
   }
 
-  /** The same for who waits until the event is delivered. */
-  hand(event: EventPublisher.Event): Effect.Effect<void, EventPublisher.PublishError> {
-    const settled = Deferred.makeUnsafe<void, EventPublisher.PublishError>()
-    const item = new Brokers.Outgoing(event, settled)
-    if (!this.ring.offer(item)) {
-      const reason = new EventPublisher.BufferFull({ capacity: this.ring.capacity })
-      return Effect.fail(new EventPublisher.PublishError({ event_id: event.id, reason }))
-    }
-    return Effect.onInterrupt(Deferred.await(settled), () =>
-      Effect.sync(() => {
-        item.withdrawn = true
-      }))
-  }
-
   /** Gives an event up, for good. */
-  private refuse({ event, settled }: Brokers.Outgoing, detail: string): void {
-    if (settled === undefined) return this.dropped(1)
+  private refuse({ event, handed }: Outgoing, detail: string): void {
+    if (handed === undefined) return this.dropped(1)
     const reason = new EventPublisher.Rejected({ detail })
-    Deferred.doneUnsafe(settled, Exit.fail(new EventPublisher.PublishError({ event_id: event.id, reason })))
+    handed.settle(new EventPublisher.PublishError({ event_id: event.id, reason }))
   }
 
   delivered({ items }: Delivery): void {
-    for (const { settled } of items) if (settled !== undefined) Deferred.doneUnsafe(settled, Exit.void)
+    for (const { handed } of items) handed?.settle()
   }
 
   skipped({ items }: Delivery): void {
@@ -681,7 +716,10 @@ class Outlet {
   take(max: number): Effect.Effect<ReadonlyArray<Part> | undefined> {
     return Effect.map(this.ring.take(max), (batch) => {
       const parts = batch?.items.flatMap((item) => {
-        if (item.withdrawn) return []
+        if (item.handed?.withdrawn === true) {
+          item.handed.missing.add(this)
+          return []
+        }
         try {
           return [partOf(item)]
         } catch (thrown) {
@@ -702,7 +740,7 @@ class Outlet {
   }
 
   attempted(outcome: "delivered" | "failed"): void {
-    attemptsOf(this.endpoint.name, outcome).updateUnsafe(1, this.context)
+    this.outcomes[outcome].updateUnsafe(1, this.context)
   }
 
   gauge(value: 0 | 1): void {
@@ -729,7 +767,7 @@ type Send = (delivery: Delivery) => Effect.Effect<void, Reason>
 
 /** Sends one delivery, once. */
 const sender = (endpoint: Endpoint, { keys, url }: Checked, post: HttpPost.Post): Send => {
-  const timeout = Duration.fromInputUnsafe(endpoint.timeout ?? "15 seconds")
+  const timeout = timeoutOf(endpoint)
   const contentType = endpoint.mode === "batched" ? batchedType : structuredType
   const own = Object.fromEntries(Object.entries(endpoint.headers ?? {}).map(([name, value]) => [name, revealed(value)]))
   const base = HttpClientRequest.post(url.href, { headers: { "user-agent": "effect-units", ...own } })
@@ -810,6 +848,7 @@ const drain = (
     }
     const how = yield* Deferred.await(resumed)
     outlet.parked = undefined
+    outlet.retrying = false
     outlet.gauge(0)
     return how
   })
@@ -914,15 +953,35 @@ const make = Effect.fnUntraced(
     const offer = (event: EventPublisher.Event): void => {
       for (const { outlet } of running) outlet.offer(event)
     }
-    const hand = (event: EventPublisher.Event): Effect.Effect<void, EventPublisher.PublishError> =>
-      Effect.forEach(running.filter(({ outlet }) => outlet.wants(event)), ({ outlet }) => outlet.hand(event), {
-        concurrency: "unbounded",
-        discard: true
-      })
+    /** By the event's id, the one that was given up last at the end. */
+    const givenUp = new Map<string, Handed>()
+    const giveUp = (id: string, handed: Handed): void => {
+      handed.withdrawn = true
+      givenUp.set(id, handed)
+      const [oldest] = givenUp.keys()
+      if (givenUp.size > maxGivenUp && oldest !== undefined) givenUp.delete(oldest)
+    }
+    // An event that comes again, as from a relay, goes on where it was: an endpoint that has it, or is being sent it, gets it once.
+    const hand = (event: EventPublisher.Event): EventPublisher.Receipt | undefined => {
+      const wanting = running.flatMap(({ outlet }) => outlet.wants(event) ? [outlet] : [])
+      if (wanting.length === 0) return undefined
+      const handed = givenUp.get(event.id) ?? new Handed(wanting, (handed) => giveUp(event.id, handed))
+      for (const { ring } of handed.missing) {
+        if (ring.size < ring.capacity) continue
+        const reason = new EventPublisher.BufferFull({ capacity: ring.capacity })
+        throw new EventPublisher.PublishError({ event_id: event.id, reason })
+      }
+      for (const { ring } of handed.missing) ring.offer({ event, handed })
+      handed.missing.clear()
+      handed.withdrawn = false
+      givenUp.delete(event.id)
+      return handed.receipt
+    }
+    const longest = Math.max(0, ...options.endpoints.map((endpoint) => Duration.toMillis(timeoutOf(endpoint))))
     const publisher = yield* EventPublisher.make({
       publish: options.policy === "closed" ? hand : offer,
       policy: options.policy,
-      timeout: options.timeout ?? "5 seconds",
+      timeout: options.timeout ?? Duration.millis(longest + 5000),
       terminalTimeout: options.terminalTimeout,
       source: options.source,
       maxFieldBytes: options.maxFieldBytes
@@ -943,7 +1002,7 @@ const make = Effect.fnUntraced(
 
 /**
  * Layer that sends events to HTTP endpoints, over the application's `HttpClient`. Fails with `InvalidSettings` where an address or a
- * secret cannot be used.
+ * secret cannot be used. Where others choose the addresses, take `WebhookNode.layer`.
  *
  * **Example** (Two receivers)
  *
@@ -953,7 +1012,7 @@ const make = Effect.fnUntraced(
  *     { name: "billing", url: "https://billing.example/hooks", secrets: [billingSecret], units: ["inference.chat"] },
  *     { name: "audit", url: "https://audit.example/events", secrets: [newSecret, oldSecret], mode: "batched" }
  *   ]
- * }).pipe(Layer.provide(NodeHttpClient.layerNodeHttpOptions({ keepAlive: true, lookup: Webhook.publicLookup })))
+ * }).pipe(Layer.provide(NodeHttpClient.layerNodeHttpOptions({ keepAlive: true })))
  * ```
  *
  * @category layers

@@ -20,6 +20,7 @@ import { FetchHttpClient, HttpClient } from "effect/http"
 import { TestClock } from "effect/testing"
 import { createHmac } from "node:crypto"
 import type { LookupAddress } from "node:dns"
+import type * as Http from "node:http"
 import { Webhook as Standard } from "standardwebhooks"
 import * as DomainEvent from "../../src/DomainEvent.ts"
 import * as EventPublisher from "../../src/EventPublisher.ts"
@@ -1316,6 +1317,180 @@ describe("closed", () => {
       assert.deepStrictEqual(
         (yield* Fiber.join(refused)).reason,
         new EventPublisher.Rejected({ detail: "the webhook endpoint \"receiver\" was resumed without it" })
+      )
+    }))
+
+  it.effect("an event that is published again goes on where it was, and no endpoint gets it twice", () =>
+    Effect.gen(function*() {
+      const receiver = yield* server()
+      const held: Array<Http.ServerResponse> = []
+      receiver.always("/slow", (response) => void held.push(response))
+      const { publisher } = yield* publishing([
+        { name: "slow", url: `${receiver.url}/slow` },
+        { name: "fast", url: `${receiver.url}/fast` }
+      ], { policy: "closed", timeout: "5 seconds" })
+      const at = (path: string) => receiver.received.filter((one) => one.path === path).length
+      /** Publishes one event, and gives up on it once both endpoints have been sent it. */
+      const tooLate = Effect.fnUntraced(function*(id: string, requests: number) {
+        const late = yield* startIn(Effect.flip(publisher.publish(domainEvent(id))))
+        yield* until(Effect.sync(() => at("/slow") === requests && at("/fast") === requests))
+        yield* TestClock.adjust("5 seconds")
+        assert.strictEqual((yield* Fiber.join(late)).reason._tag, "TimedOut")
+      })
+      yield* tooLate("1", 1)
+      yield* tooLate("1", 1)
+      // Answered while it is waited for again.
+      const again = yield* startIn(publisher.publish(domainEvent("1")))
+      held[0]?.writeHead(204).end()
+      yield* Fiber.join(again)
+      // Answered while nobody waits.
+      yield* tooLate("2", 2)
+      held[1]?.writeHead(204).end()
+      const third = yield* startIn(publisher.publish(domainEvent("3")))
+      yield* until(Effect.sync(() => at("/slow") === 3))
+      yield* publisher.publish(domainEvent("2"))
+      held[2]?.writeHead(204).end()
+      yield* Fiber.join(third)
+      for (const path of ["/slow", "/fast"]) {
+        assert.deepStrictEqual(
+          receiver.received.filter((one) => one.path === path).map(({ headers }) => headers["webhook-id"]),
+          ["1", "2", "3"]
+        )
+      }
+    }))
+
+  it.effect("an event that one endpoint gave up unsent is sent there when it is published again, and only there", () =>
+    Effect.gen(function*() {
+      const receiver = yield* server()
+      const held: Array<Http.ServerResponse> = []
+      receiver.always("/slow", (response) => void held.push(response))
+      const { control, publisher } = yield* publishing([
+        { name: "slow", url: `${receiver.url}/slow` },
+        { name: "fast", url: `${receiver.url}/fast` }
+      ], { policy: "closed", timeout: "5 seconds" })
+      const first = yield* startIn(Effect.flip(publisher.publish(domainEvent("1"))))
+      const second = yield* startIn(Effect.flip(publisher.publish(domainEvent("2"))))
+      yield* inState({ control }, "fast", { waiting: 0 })
+      yield* TestClock.adjust("5 seconds")
+      yield* Fiber.join(first)
+      yield* Fiber.join(second)
+      yield* until(Effect.sync(() => held.length === 1))
+      held[0]?.writeHead(204).end()
+      yield* inState({ control }, "slow", { waiting: 0 })
+      const again = yield* startIn(publisher.publish(domainEvent("2")))
+      yield* until(Effect.sync(() => held.length === 2))
+      held[1]?.writeHead(204).end()
+      yield* Fiber.join(again)
+      const sent = receiver.received.map(({ headers, path }) => `${path} ${String(headers["webhook-id"])}`)
+      assert.deepStrictEqual(sent.toSorted(), ["/fast 1", "/fast 2", "/slow 1", "/slow 2"])
+    }))
+
+  it.effect("who publishes waits by default for longer than an endpoint may take", () =>
+    Effect.gen(function*() {
+      const receiver = yield* server()
+      receiver.answer("/", WebhookServer.silence)
+      const { publisher } = yield* publishing([{ url: `${receiver.url}/`, timeout: "30 seconds" }], {
+        policy: "closed"
+      })
+      const done = yield* startIn(publisher.publish(domainEvent("1")))
+      yield* next(receiver)
+      yield* TestClock.adjust("30 seconds")
+      yield* until(Effect.andThen(TestClock.adjust("100 millis"), Effect.sync(() => done.pollUnsafe() !== undefined)))
+      yield* Fiber.join(done)
+      assert.strictEqual(receiver.received.length, 2)
+    }))
+
+  it.effect("what an operator leaves out is refused though its publisher had given up, when it is published again", () =>
+    Effect.gen(function*() {
+      const receiver = yield* server()
+      receiver.always("/bad", WebhookServer.status(503))
+      const { control, publisher } = yield* publishing([
+        {
+          name: "bad",
+          url: `${receiver.url}/bad`,
+          retry: Schedule.spaced("1 minute").pipe(Schedule.upTo({ times: 3 }))
+        },
+        { name: "good", url: `${receiver.url}/good` }
+      ], { policy: "closed", timeout: "5 seconds" })
+      const late = yield* startIn(Effect.flip(publisher.publish(domainEvent("1"))))
+      yield* until(Effect.andThen(
+        TestClock.adjust("10 seconds"),
+        Effect.map(control.list, ([bad]) => bad?.status === "parked")
+      ))
+      assert.strictEqual((yield* Fiber.join(late)).reason._tag, "TimedOut")
+      yield* control.resume("bad", { skip: true })
+      yield* inState({ control }, "bad", { status: "active" })
+      const refused = new EventPublisher.Rejected({ detail: "the webhook endpoint \"bad\" was resumed without it" })
+      assert.deepStrictEqual((yield* Effect.flip(publisher.publish(domainEvent("1")))).reason, refused)
+      assert.deepStrictEqual(
+        receiver.received.map(({ path }) => path).toSorted(),
+        ["/bad", "/bad", "/bad", "/bad", "/good"]
+      )
+    }))
+
+  /** A relay of some events to one endpoint, whose publisher gives up waiting after a moment. */
+  const relaying = Effect.fnUntraced(function*(events: ReadonlyArray<EventPublisher.Event>, given: Given) {
+    const to = Webhook.layer({ policy: "closed", timeout: "20 millis", endpoints: [endpoint(given)] }).pipe(
+      Layer.provide(FetchHttpClient.layer)
+    )
+    const context = yield* Layer.build(
+      Relay.layer({ name: "x", to }).pipe(
+        // The same Layer, so it is built once.
+        Layer.provideMerge(Layer.provide(Layer.effect(Webhook.Endpoints, Webhook.Endpoints), to)),
+        Layer.provideMerge(EventStore.layerSqlite({ filename: ":memory:" })),
+        Layer.provideMerge(Layer.merge(
+          Layer.succeed(Metric.MetricRegistry, new Map()),
+          Logger.layer([])
+        ))
+      )
+    )
+    yield* Context.get(context, EventStore.EventStore).append(events)
+    const failures = Effect.map(Effect.provideContext(Metric.snapshot, context), (all) =>
+      all.reduce(
+        (sum, one) =>
+          one.type === "Counter" && one.id === "effect_units_relay_failures" ? sum + Number(one.state.count) : sum,
+        0
+      ))
+    return {
+      control: Context.get(context, Webhook.Endpoints),
+      status: Context.get(context, Relay.Relay).status,
+      /** Waits until the publisher has given up once more. */
+      givenUp: Effect.flatMap(failures, (before) => until(Effect.map(failures, (now) => now > before)))
+    }
+  })
+
+  it.live("a relay gets on where every answer takes longer than its publisher waits", () =>
+    Effect.gen(function*() {
+      const receiver = yield* server()
+      const held: Array<Http.ServerResponse> = []
+      receiver.always("/", (response) => void held.push(response))
+      const { givenUp, status } = yield* relaying(many(3), { url: `${receiver.url}/` })
+      for (let n = 0; n < 3; n++) {
+        yield* until(Effect.sync(() => held.length > n))
+        yield* givenUp
+        held[n]?.writeHead(204).end()
+      }
+      yield* until(Effect.map(status, ({ lag_events }) => lag_events === 0))
+      assert.deepStrictEqual(
+        receiver.received.map(({ headers }) => headers["webhook-id"]),
+        ["event-0", "event-1", "event-2"]
+      )
+    }))
+
+  it.live("what an operator leaves out is put aside by a relay, however long it has waited", () =>
+    Effect.gen(function*() {
+      const receiver = yield* server()
+      receiver.answer("/", WebhookServer.status(503))
+      const made = yield* relaying(many(3), { url: `${receiver.url}/`, retry: Schedule.recurs(0) })
+      yield* inState(made, "receiver", { status: "parked" })
+      yield* made.givenUp
+      yield* made.control.resume("receiver", { skip: true })
+      yield* until(Effect.map(made.status, ({ lag_events }) => lag_events === 0))
+      const { parked, relayed } = yield* made.status
+      assert.deepStrictEqual({ parked, relayed }, { parked: 1, relayed: 2 })
+      assert.deepStrictEqual(
+        receiver.received.map(({ headers }) => headers["webhook-id"]),
+        ["event-0", "event-1", "event-2"]
       )
     }))
 
