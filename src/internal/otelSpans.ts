@@ -116,7 +116,7 @@ export class Spans {
     return undefined
   }
 
-  /** One for the whole tree, as a parent is looked for in the trace of its child: that of the first event that was seen of it. */
+  /** One for the whole tree, as a parent is looked for in the trace of its child: that of the first event of an execution that was seen of it. */
   private traceOf(rootId: string, ambient: string | undefined): string {
     const trace = this.traces.get(rootId) ?? ambient ?? traceId(rootId)
     remember(this.traces, rootId, trace, this.capacity)
@@ -178,9 +178,11 @@ export class Spans {
   private alone(event: DomainEvent): Span {
     const time = String(nanos(millis(event.timestamp)))
     return {
-      traceId: event.root_id === undefined ? traceId(event.id) : this.traceOf(event.root_id, undefined),
+      // Not remembered: it does not know the trace of a tree whose root is still to come.
+      traceId: (event.root_id === undefined ? undefined : this.traces.get(event.root_id)) ?? event.trace_id ??
+        traceId(event.root_id ?? event.id),
       spanId: spanId(event.id),
-      parentSpanId: event.correlation_id === undefined ? undefined : spanId(event.correlation_id),
+      parentSpanId: event.correlation_id === undefined ? event.span_id : spanId(event.correlation_id),
       name: event.type,
       kind: internal,
       startTimeUnixNano: time,

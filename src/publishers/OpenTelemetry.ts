@@ -9,8 +9,8 @@
  * - Span id: the second half of the `correlation_id`, where that is a UUID of version 4 or 7, or else the second half of the first 16 bytes of
  *   its SHA-256. `spanId` gives it. So whoever has an event can find its span, and the same event always makes the same span: after
  *   a store, a retry or a broker, too.
- * - Trace id: that of the span that was active around the tree's first event; without one, the `root_id` by the same rule. `traceId` gives
- *   that.
+ * - Trace id: that of the span that was active around the tree's first event, also where another process goes on with the tree by
+ *   `Execution.continueFrom` and its `trace_id`; without one, the `root_id` by the same rule. `traceId` gives that.
  * - Parent: the execution's parent. At the root the span that was active around it, so that the tree hangs below it. Where a handler opened a
  *   span of its own around a child, the child stays below its parent, and has a link to that span.
  * - Status: error with the message for failures, defects and abandoned executions; `error.type`, `effect_units.failure.kind`, `.tag`, `.code`
@@ -19,7 +19,7 @@
  * - Attributes: what `Execution.annotate` set, under its own names, and `effect_units.domain`, `.kind`, `.correlation_id`, `.root_id`, and
  *   for streams `.chunks`. Inputs and outputs are not exported.
  * - Events: the domain events of the execution, with the fields of their payload; 128 at most, more are counted. One that comes outside of a
- *   running execution is a span without length.
+ *   running execution is a span without length, below its execution, or where it has none below the span that was active around it.
  *
  * **Guarantees**
  *

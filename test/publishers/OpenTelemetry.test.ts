@@ -218,6 +218,42 @@ describe("the tree", () => {
       assert.strictEqual(span.traceId, OpenTelemetry.traceId(uuid(5)))
       assert.strictEqual(span.parentSpanId, OpenTelemetry.spanId(uuid(7)))
     }))
+
+  it.effect("what goes on in another process is in the trace of its tree there, whose root was inside of a span", () =>
+    Effect.gen(function*() {
+      const [here, there] = [yield* receiver, yield* receiver]
+      const [first, second] = [yield* publishing(here), yield* publishing(there)]
+      const nested = unit("test.root", unit("test.parent", Effect.all([Execution.current, Effect.currentSpan])))
+      const [execution, request] = yield* Effect.provideContext(Effect.withSpan(nested, "request"), first.context)
+      // What a message carries.
+      const { correlation_id, domain, kind, parent_id, root_id, trace_id, unit_name } = execution ??
+        assert.fail("no execution")
+      assert.strictEqual(trace_id, request.traceId)
+      const child = unit("test.child", unit("test.grandchild", Execution.current))
+      const continued = Execution.continueFrom(child, {
+        correlation_id,
+        domain,
+        kind,
+        parent_id,
+        root_id,
+        trace_id,
+        unit_name,
+        attributes: undefined
+      })
+      assert.strictEqual((yield* Effect.provideContext(continued, second.context))?.trace_id, request.traceId)
+      yield* first.close
+      yield* second.close
+      const spans = byName([...here.spans(), ...there.spans()])
+      assert.deepStrictEqual(
+        ["test.root", "test.parent", "test.child", "test.grandchild"].map((name) => {
+          const { links, parentSpanId, traceId } = spans[name]!
+          return [traceId, parentSpanId, links]
+        }),
+        [request.spanId, ...["test.root", "test.parent", "test.child"].map((name) => spans[name]!.spanId)].map(
+          (parent) => [request.traceId, parent, []]
+        )
+      )
+    }))
 })
 
 describe("beside the application's own spans", () => {
@@ -299,6 +335,20 @@ describe("beside the application's own spans", () => {
         ["test.root", "test.child"].map((name) => [spans[name]!.traceId, spans[name]!.parentSpanId]),
         [["b".repeat(32), undefined], ["b".repeat(32), OpenTelemetry.spanId(uuid(1))]]
       )
+    }))
+
+  it.effect("a domain event that comes before all else of its tree does not take the tree out of the trace around it", () =>
+    Effect.gen(function*() {
+      const collector = yield* receiver
+      const { close, offer } = yield* publishing(collector)
+      const ambient = { trace_id: "a".repeat(32), span_id: "b".repeat(16) }
+      yield* offer(
+        domainEvent("first", { correlation: uuid(1) }),
+        { ...completed(uuid(1), { unit: "test.root" }), ...ambient }
+      )
+      yield* close
+      const { parentSpanId, traceId } = byName(collector.spans())["test.root"]!
+      assert.deepStrictEqual([traceId, parentSpanId], [ambient.trace_id, ambient.span_id])
     }))
 
   it.effect("the same events make the same spans after they were stored and read back", () =>
@@ -470,6 +520,7 @@ describe("what a span says", () => {
       const { close, offer } = yield* publishing(collector)
       yield* offer(
         domainEvent("alone", { type: "test.alone", at: 7 }),
+        { ...domainEvent("below", { type: "test.below", at: 8 }), trace_id: "a".repeat(32), span_id: "b".repeat(16) },
         started(uuid(1)),
         completed(uuid(1)),
         domainEvent("late", { type: "test.late", correlation: uuid(1), at: 9, payload: "text" })
@@ -486,6 +537,7 @@ describe("what a span says", () => {
         seen(spans["test.alone"]!),
         [OpenTelemetry.traceId("alone"), undefined, "7000000", "7000000"]
       )
+      assert.deepStrictEqual(seen(spans["test.below"]!), ["a".repeat(32), "b".repeat(16), "8000000", "8000000"])
       assert.deepStrictEqual(
         seen(spans["test.late"]!),
         [OpenTelemetry.traceId(uuid(1)), OpenTelemetry.spanId(uuid(1)), "9000000", "9000000"]
