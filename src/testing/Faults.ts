@@ -174,7 +174,8 @@ const make = Effect.fnUntraced(function*(
   const releaseHeld = Effect.suspend(() => {
     const events = held
     held = []
-    return Effect.forEach(events, (event) => publisher.publish(event), { discard: true })
+    // Each by itself, and the event that they follow is published all the same. The publisher reports what fails.
+    return Effect.forEach(events, (event) => Effect.ignore(publisher.publish(event)), { discard: true })
   })
   const pass = (event: EventPublisher.Event): Effect.Effect<void, EventPublisher.PublishError> =>
     Effect.andThen(publisher.publish(event), releaseHeld)
@@ -233,7 +234,7 @@ const make = Effect.fnUntraced(function*(
     }))
 
   // Below that of `make`, so it runs after what was accepted has been published.
-  yield* Effect.addFinalizer(() => Effect.ignore(releaseHeld))
+  yield* Effect.addFinalizer(() => releaseHeld)
   return yield* EventPublisher.make({
     publish: (event) => publish(event, schedule(event, index++)),
     policy: publisher.policy,

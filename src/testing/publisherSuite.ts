@@ -13,12 +13,17 @@ import * as References from "effect/References"
 import type { EventPublisher } from "../EventPublisher.ts"
 import type { EventSubscriber } from "../EventSubscriber.ts"
 import { definitions } from "./internal/cases.ts"
-import { make } from "./internal/kit.ts"
+import { limitOf, make } from "./internal/kit.ts"
 import type { Nonconformance } from "./Nonconformance.ts"
 
 /**
  * What a transport promises beyond delivery to those who are subscribed. Each promise makes cases due; without it they are skipped, and
  * say so.
+ *
+ * **Details**
+ *
+ * Delivery is at least once. All the same an event that is published once, and neither given back nor left unacknowledged, has to come once:
+ * the suite lets nothing go wrong on its way, but in the case that restarts the server, and there it counts duplicates.
  *
  * @category models
  * @since 0.1.0
@@ -45,7 +50,10 @@ export interface Promises {
   readonly newSubscriberSeesOld: boolean
   /** Size of the largest event that is taken, as JSON, in bytes; `Infinity` where there is no limit. */
   readonly maxPayloadBytes: number
-  /** Kills the server and starts it again on its storage; succeeds when it can be reached. */
+  /**
+   * Kills the server and starts it again on its storage; succeeds when it can be reached. Only makes a case due where `durable` is promised,
+   * too.
+   */
   readonly restart?: Effect.Effect<unknown, unknown> | undefined
 }
 
@@ -71,7 +79,10 @@ export interface ConformanceOptions<out E> {
   readonly promises: Promises
   /** Removes the storage of a topic, when every build on it is closed. What goes wrong is logged. */
   readonly cleanup?: ((topic: string) => Effect.Effect<unknown, unknown>) | undefined
-  /** How long an event, or the end of something, may take to come. Default 5 seconds. */
+  /**
+   * How long an event, or the end of something, may take to come. Default 5 seconds. A whole case may take six times that, and 30 seconds at
+   * least; the one that restarts the server three times as long.
+   */
   readonly wait?: Duration.Input | undefined
   /** Whole sizes, and time limits five times as long. Default `false`. `publisherSuite` sets it by the environment. */
   readonly stress?: boolean | undefined
@@ -86,7 +97,7 @@ export interface ConformanceOptions<out E> {
 export interface Figures {
   /** From 16 publishers at once to one subscriber that acknowledges each. */
   readonly events_per_second?: number
-  /** From publishing to the handler, one event at a time, in milliseconds. */
+  /** From `publish` to the handler, or to the end of `publish` where that is later, one event at a time, in milliseconds. */
   readonly latency_p50_ms?: number
   readonly latency_p99_ms?: number
   /** Deliveries beyond the first of an event, in all. */
@@ -107,12 +118,11 @@ export interface ConformanceCase<out E> {
   readonly promise: keyof Promises | "delivery"
   /** Why it is not due, where it is not. */
   readonly skipped: string | undefined
+  /** How long it may take: it fails then. */
+  readonly limit: Duration.Duration
   /** Fails with a `Nonconformance` that says what happened, or with the Layer's own failure. Succeeds with what it measured. */
   readonly run: Effect.Effect<Figures, E | Nonconformance>
 }
-
-/** How long a case may take, unless under stress. */
-const limit = Duration.seconds(30)
 
 /**
  * The cases of the suite for a publisher, to be run one by one.
@@ -128,25 +138,29 @@ const limit = Duration.seconds(30)
  */
 export const conformanceCases = <E>(options: ConformanceOptions<E>): ReadonlyArray<ConformanceCase<E>> => {
   const stress = options.stress === true
-  const time = stress ? Duration.times(limit, 5) : limit
-  return definitions.map(({ name, number, promise, run, skipped }) => ({
-    number,
-    name,
-    promise,
-    skipped: skipped(options.promises),
-    run: Clock.clockWith((clock) => {
-      const kit = make({
-        number,
-        promise,
-        layer: options.layer,
-        cleanup: options.cleanup ?? (() => Effect.void),
-        wait: Duration.fromInputUnsafe(options.wait ?? "5 seconds"),
-        stress,
-        clock
+  const wait = Duration.fromInputUnsafe(options.wait ?? "5 seconds")
+  return definitions.map(({ name, number, patience = 1, promise, run, skipped }) => {
+    const limit = Duration.times(limitOf(wait, stress), patience)
+    return {
+      number,
+      name,
+      promise,
+      skipped: skipped(options.promises),
+      limit,
+      run: Clock.clockWith((clock) => {
+        const kit = make({
+          number,
+          promise,
+          layer: options.layer,
+          cleanup: options.cleanup ?? (() => Effect.void),
+          wait,
+          stress,
+          clock
+        })
+        return kit.within(Effect.scoped(run(kit, options.promises)), "the whole case", limit)
       })
-      return kit.within(Effect.scoped(run(kit, options.promises)), "the whole case", time)
-    })
-  }))
+    }
+  })
 }
 
 /**
@@ -181,12 +195,14 @@ const repetitions = (): number =>
  *
  * **Details**
  *
- * The environment variable `STRESS=n` makes the sizes whole and the time limits five times as long, and repeats the suite n times in
- * parallel, as far as vitest's `maxConcurrency` goes. What a case measures is in `task.meta.conformance`.
+ * The environment variable `STRESS=n` makes the sizes whole and the time limits five times as long, and repeats the suite n times: all cases
+ * at one time, as far as vitest's `maxConcurrency` goes, and those that restart the server one by one after them. What a case measures is in
+ * `task.meta.conformance`.
  *
  * **Gotchas**
  *
- * It runs in real time, and restarts the server for all where `promises.restart` is given and the suite is repeated.
+ * It runs in real time. Where `promises.restart` is given, the server is killed twice: give it one of its own, that nothing else uses, and
+ * where suites share it, let them run one after the other, in one file.
  *
  * **Example** (Running it on a publisher)
  *
@@ -218,11 +234,9 @@ export const publisherSuite = <E>(
 ): void => {
   const { describe, it } = options.vitest
   const times = repetitions()
-  // A case ends by itself, and says what it waited for; this is for an event loop that stands still.
-  const timeout = Duration.toMillis(limit) * (times > 0 ? 10 : 2)
-  const cases = conformanceCases({ ...options, stress: times > 0 })
-  const register = (): void => {
-    for (const { name, number, promise, run, skipped } of cases) {
+  const all = conformanceCases({ ...options, stress: times > 0 })
+  const register = (cases: typeof all) => (): void => {
+    for (const { limit, name, number, promise, run, skipped } of cases) {
       const title = `${number}. ${name}`
       if (skipped !== undefined) {
         it.skip(`${title} (skipped: ${skipped})`, () => {})
@@ -234,13 +248,16 @@ export const publisherSuite = <E>(
           Effect.provideService(References.MinimumLogLevel, "Error")
         ))
         Object.assign(task.meta, { conformance: { number, promise, ...figures } })
-      }, timeout)
+        // A case ends by itself, and says what it waited for; this is for an event loop that stands still.
+      }, Duration.toMillis(limit) * 2)
     }
   }
-  if (times <= 1) describe(`conformance of ${options.name}`, register)
-  else {
-    for (let time = 1; time <= times; time++) {
-      describe.concurrent(`conformance of ${options.name}, ${time} of ${times}`, register)
-    }
-  }
+  const name = `conformance of ${options.name}`
+  if (times <= 1) return void describe(name, register(all))
+  const restarts = all.filter(({ promise }) => promise === "restart")
+  const others = all.filter(({ promise }) => promise !== "restart")
+  const titles = Array.from({ length: times }, (_, index) => `${name}, ${index + 1} of ${times}`)
+  for (const title of titles) describe.concurrent(title, register(others))
+  // One at a time, as each takes the server away from all others.
+  for (const title of titles) describe(title, register(restarts))
 }

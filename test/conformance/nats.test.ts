@@ -1,10 +1,8 @@
 import * as vitest from "@effect/vitest"
-import { jetstreamManager } from "@nats-io/jetstream"
-import { connect } from "@nats-io/transport-node"
-import { Effect } from "effect"
 import * as Nats from "../../src/publishers/Nats.ts"
 import { type Promises, publisherSuite } from "../../src/testing/index.ts"
 import { ownNats, sharedServer } from "../fixtures/ownServer.ts"
+import { removeStream } from "../fixtures/removal.ts"
 import { withProgram, withServer } from "../servers.ts"
 
 const promises: Promises = {
@@ -25,12 +23,7 @@ await withServer("NATS", "NATS JetStream on a server that stays", (url) => {
     name: "NATS JetStream, closed",
     layer: (prefix) => Nats.layer({ servers: url, prefix, policy: "closed" }),
     promises,
-    cleanup: (prefix) =>
-      Effect.promise(async () => {
-        const nc = await connect({ servers: url })
-        await (await jetstreamManager(nc)).streams.delete(prefix)
-        await nc.close()
-      })
+    cleanup: (prefix) => removeStream(url, prefix)
   })
 })
 

@@ -1,10 +1,10 @@
 import * as vitest from "@effect/vitest"
-import { Layer, Redacted } from "effect"
+import { Effect, Layer, Redacted } from "effect"
 import * as Postgres from "../../src/publishers/Postgres.ts"
 import { type Promises, publisherSuite } from "../../src/testing/index.ts"
 import { ownPostgres, sharedServer } from "../fixtures/ownServer.ts"
 import { dropSchema } from "../fixtures/postgres.ts"
-import { withProgram, withServer } from "../servers.ts"
+import { withProgram } from "../servers.ts"
 
 const promises: Promises = {
   durable: true,
@@ -14,36 +14,30 @@ const promises: Promises = {
   dedup: "forever",
   transactional: false,
   newSubscriberSeesOld: true,
-  maxPayloadBytes: Infinity
+  maxPayloadBytes: 8 * 1024 * 1024
 }
 
-await withServer("PostgreSQL", "PostgreSQL on a server that stays", (url) => {
-  for (const policy of ["open", "closed", "transactional"] as const) {
-    const schemaOf = (topic: string) => `conformance_${policy}_${topic}`
+withProgram("PostgreSQL", "PostgreSQL", () => {
+  // Twenty Layers at one time, in as many repetitions as run at one time, are more clients than a server takes by default.
+  const server = sharedServer(ownPostgres("max_connections=500"), vitest)
+  for (
+    const [name, policy, restart] of [
+      ["open", "open"],
+      ["closed", "closed"],
+      ["transactional", "transactional"],
+      ["killed", "closed", server.restart]
+    ] as const
+  ) {
     publisherSuite({
       vitest,
-      name: `PostgreSQL, ${policy}`,
-      layer: (topic) =>
+      name: `PostgreSQL, ${name}`,
+      layer: (schema) =>
         Layer.provideMerge(
           Postgres.layerSubscriber(),
-          Postgres.layer({ url: Redacted.make(url), schema: schemaOf(topic), policy })
+          Postgres.layer({ url: Redacted.make(server.url()), schema, policy })
         ),
-      promises: { ...promises, transactional: policy === "transactional" },
-      cleanup: (topic) => dropSchema(url, schemaOf(topic))
+      promises: { ...promises, transactional: policy === "transactional", restart },
+      cleanup: (schema) => Effect.suspend(() => dropSchema(server.url(), schema))
     })
   }
-})
-
-withProgram("PostgreSQL", "PostgreSQL on a server that is killed and started again", () => {
-  const server = sharedServer(ownPostgres(), vitest)
-  publisherSuite({
-    vitest,
-    name: "PostgreSQL, killed",
-    layer: (schema) =>
-      Layer.provideMerge(
-        Postgres.layerSubscriber(),
-        Postgres.layer({ url: Redacted.make(server.url()), schema, policy: "closed" })
-      ),
-    promises: { ...promises, restart: server.restart }
-  })
 })

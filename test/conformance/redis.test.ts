@@ -1,9 +1,8 @@
 import * as vitest from "@effect/vitest"
-import { Effect } from "effect"
-import { createClient } from "redis"
 import * as Redis from "../../src/publishers/Redis.ts"
 import { type Promises, publisherSuite } from "../../src/testing/index.ts"
 import { ownRedis, sharedServer } from "../fixtures/ownServer.ts"
+import { removeKey } from "../fixtures/removal.ts"
 import { withProgram, withServer } from "../servers.ts"
 
 const promises: Promises = {
@@ -23,12 +22,7 @@ await withServer("Redis", "Redis Streams on a server that stays", (url) => {
     name: "Redis Streams, closed",
     layer: (key) => Redis.layer({ url, key, policy: "closed" }),
     promises,
-    cleanup: (key) =>
-      Effect.promise(async () => {
-        const client = await createClient({ url }).connect()
-        await client.del(key)
-        await client.close()
-      })
+    cleanup: (key) => removeKey(url, key)
   })
 })
 

@@ -1,38 +1,40 @@
 import * as vitest from "@effect/vitest"
-import { jetstreamManager } from "@nats-io/jetstream"
-import { connect } from "@nats-io/transport-node"
-import { Effect, Layer } from "effect"
+import { Effect, Layer, Redacted } from "effect"
 import * as fs from "node:fs"
 import * as os from "node:os"
 import * as path from "node:path"
-import { createClient } from "redis"
-import { type EventPublisher, type EventSubscriber, Relay } from "../../src/index.ts"
+import { type EventPublisher, type EventStore, type EventSubscriber, Relay } from "../../src/index.ts"
 import * as Nats from "../../src/publishers/Nats.ts"
+import * as Postgres from "../../src/publishers/Postgres.ts"
 import * as Redis from "../../src/publishers/Redis.ts"
 import * as Sqlite from "../../src/publishers/Sqlite.ts"
 import { type Promises, publisherSuite } from "../../src/testing/index.ts"
-import { withServer } from "../servers.ts"
+import { ownPostgres, sharedServer } from "../fixtures/ownServer.ts"
+import { dropSchema } from "../fixtures/postgres.ts"
+import { removeKey, removeStream } from "../fixtures/removal.ts"
+import { withProgram, withServer } from "../servers.ts"
 
 const directory = fs.mkdtempSync(path.join(os.tmpdir(), "effect-units-conformance-"))
 vitest.afterAll(() => fs.rmSync(directory, { recursive: true }))
 
-/** A publisher into a SQLite file, from which a relay moves the events to a broker, where the subscriber reads them. */
-const relayed = <E, E2>(
+/** A publisher into a store, from which a relay moves the events to a broker, where the subscriber reads them. */
+const relayed = <E, E2, E3>(
   topic: string,
-  to: Layer.Layer<EventPublisher.EventPublisher, E>,
-  subscriber: Layer.Layer<EventSubscriber.EventSubscriber, E2>
+  store: Layer.Layer<EventPublisher.EventPublisher | EventStore.EventStore, E>,
+  to: Layer.Layer<EventPublisher.EventPublisher, E2>,
+  subscriber: Layer.Layer<EventSubscriber.EventSubscriber, E3>
 ) =>
   Layer.merge(
-    Layer.provideMerge(
-      Relay.layer({ name: topic, to, lease: "2 seconds", pollInterval: "100 millis" }),
-      Sqlite.layer({ filename: path.join(directory, `${topic}.db`), policy: "transactional" })
-    ),
+    Layer.provideMerge(Relay.layer({ name: topic, to, lease: "2 seconds", pollInterval: "100 millis" }), store),
     subscriber
   )
 
-const removeFile = (topic: string): void => {
-  for (const suffix of ["", "-wal", "-shm"]) fs.rmSync(path.join(directory, `${topic}.db${suffix}`), { force: true })
-}
+const file = (topic: string) => Sqlite.layer({ filename: path.join(directory, `${topic}.db`), policy: "transactional" })
+
+const removeFile = (topic: string) =>
+  Effect.sync(() => {
+    for (const suffix of ["", "-wal", "-shm"]) fs.rmSync(path.join(directory, `${topic}.db${suffix}`), { force: true })
+  })
 
 const promises: Promises = {
   durable: true,
@@ -53,33 +55,40 @@ await withServer("NATS", "SQLite, a relay and NATS JetStream", (servers) => {
     layer: (prefix) =>
       relayed(
         prefix,
+        file(prefix),
         Nats.layerPublisher({ servers, prefix, policy: "closed" }),
         Nats.layerSubscriber({ servers, prefix })
       ),
     promises,
-    cleanup: (prefix) =>
-      Effect.promise(async () => {
-        removeFile(prefix)
-        const nc = await connect({ servers })
-        await (await jetstreamManager(nc)).streams.delete(prefix)
-        await nc.close()
-      })
+    cleanup: (prefix) => Effect.andThen(removeFile(prefix), removeStream(servers, prefix))
   })
 })
 
-await withServer("Redis", "SQLite, a relay and Redis Streams", (url) => {
+await withServer("Redis", "a store, a relay and Redis Streams", (url) => {
+  const redis = (key: string) =>
+    [Redis.layerPublisher({ url, key, policy: "closed" }), Redis.layerSubscriber({ url, key })] as const
+
   publisherSuite({
     vitest,
     name: "SQLite, relay, Redis Streams",
-    layer: (key) =>
-      relayed(key, Redis.layerPublisher({ url, key, policy: "closed" }), Redis.layerSubscriber({ url, key })),
+    layer: (key) => relayed(key, file(key), ...redis(key)),
     promises: { ...promises, maxPayloadBytes: Infinity },
-    cleanup: (key) =>
-      Effect.promise(async () => {
-        removeFile(key)
-        const client = await createClient({ url }).connect()
-        await client.del(key)
-        await client.close()
-      })
+    cleanup: (key) => Effect.andThen(removeFile(key), removeKey(url, key))
+  })
+
+  withProgram("PostgreSQL", "PostgreSQL, a relay and Redis Streams", () => {
+    const server = sharedServer(ownPostgres("max_connections=500"), vitest)
+    publisherSuite({
+      vitest,
+      name: "PostgreSQL, relay, Redis Streams",
+      layer: (topic) =>
+        relayed(
+          topic,
+          Postgres.layer({ url: Redacted.make(server.url()), schema: topic, policy: "transactional" }),
+          ...redis(topic)
+        ),
+      promises: { ...promises, maxPayloadBytes: Infinity },
+      cleanup: (topic) => Effect.andThen(dropSchema(server.url(), topic), removeKey(url, topic))
+    })
   })
 })

@@ -51,7 +51,9 @@ for (const mode of ["structured", "batched"] as const) {
     layer: () =>
       Layer.unwrap(Effect.map(receiver, (url) =>
         Webhook.layer({
-          endpoints: [{ name: "receiver", url, secrets, mode, allowPrivateAddresses: true }]
+          endpoints: [{ name: "receiver", url, secrets, mode, allowPrivateAddresses: true }],
+          // One request an event: ten thousand of them take a while to go.
+          flushTimeout: "1 minute"
         }))).pipe(
           Layer.provide(NodeHttpClient.layerNodeHttpOptions({ keepAlive: true })),
           Layer.merge(EventBus.layerSubscriber({ capacity: 16_384 })),

@@ -32,6 +32,12 @@ const reasonOf = (exit: Exit.Exit<void, EventPublisher.PublishError>): string =>
 const refused = (id: string, why = "a fault was injected") =>
   `Event ${id} was not published: the transport is unavailable: ${why}. Check that it runs and can be reached; a retry can help`
 
+/** How many failures to publish were counted. */
+const failuresIn = (registry: typeof Metric.MetricRegistry.Service) =>
+  Metric.snapshotUnsafe(Context.make(Metric.MetricRegistry, registry))
+    .filter(({ id }) => id === "effect_units_publish_failures")
+    .map(({ state }) => state)
+
 describe("inject", () => {
   it.effect("does to each event what its fault says", () =>
     Effect.gen(function*() {
@@ -56,6 +62,28 @@ describe("inject", () => {
       const schedule = Faults.scripted(["reorder", undefined, "reorder", "reorder", undefined, "reorder"])
       const { arrived } = yield* publishing(["a", "b", "c", "d", "e", "f"], { schedule })
       assert.deepStrictEqual(arrived, ["b", "a", "e", "c", "d", "f"])
+    }))
+
+  it.effect("keeps what becomes of a reordered event from the others", () =>
+    Effect.gen(function*() {
+      const arrived: Array<string> = []
+      const refusing = Layer.effect(
+        EventPublisher.EventPublisher,
+        EventPublisher.make({
+          publish: ({ id }) => {
+            if (id === "a") throw new Error("not this one")
+            arrived.push(id)
+          }
+        })
+      )
+      const registry = new Map()
+      const context = yield* Layer.build(
+        Faults.inject(refusing, { schedule: Faults.scripted(["reorder", "reorder", undefined]) })
+      ).pipe(Effect.provideService(Metric.MetricRegistry, registry))
+      const publisher = Context.get(context, EventPublisher.EventPublisher)
+      for (const id of ["a", "b", "c"]) yield* publisher.publish(Events.domainEvent(id))
+      assert.deepStrictEqual(arrived, ["c", "b"])
+      assert.deepStrictEqual(failuresIn(registry), [{ count: 1, incremental: true }])
     }))
 
   it.effect("delays by the clock, and hangs until it times out", () =>
@@ -94,10 +122,7 @@ describe("inject", () => {
         "execution_completed",
         4
       ]])
-      const failures = Metric.snapshotUnsafe(Context.make(Metric.MetricRegistry, registry)).filter(({ id }) =>
-        id === "effect_units_publish_failures"
-      )
-      assert.deepStrictEqual(failures.map(({ state }) => state), [{ count: 2, incremental: true }])
+      assert.deepStrictEqual(failuresIn(registry), [{ count: 2, incremental: true }])
     }))
 
   it.effect("keeps the units of a closed publisher from running", () =>

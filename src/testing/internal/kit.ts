@@ -56,7 +56,7 @@ export interface Reader {
     test: (deliveries: ReadonlyArray<Delivery>) => boolean,
     missing: () => string
   ) => Effect.Effect<void, Nonconformance>
-  /** Waits for the subscription to end by itself. */
+  /** Waits for the subscription to end by itself, and fails where it fails. */
   readonly ended: Effect.Effect<void, Nonconformance>
   /** Closes the subscription, within the bound. */
   readonly close: Effect.Effect<void, Nonconformance>
@@ -109,7 +109,7 @@ export interface Kit<out E> {
   readonly patience: number
   /** Builds the Layer on the storage of a topic. */
   readonly open: (topic: string) => Effect.Effect<Build, E | Nonconformance, Scope.Scope>
-  /** A subscription. `handle` gets each delivery before the next one is taken; without it they are acknowledged. */
+  /** A subscription. `handle` gets as many deliveries at a time as may be in flight; without it they are acknowledged. */
   readonly read: (
     build: Build,
     options?: EventSubscriber.Options,
@@ -306,6 +306,17 @@ const countLosses = (context: Context.Context<never>): number =>
     0
   )
 
+/** Under stress everything may take so many times as long. */
+const patienceOf = (stress: boolean): number => stress ? 5 : 1
+
+/**
+ * How long a whole case may take, where it does not ask for more: six waits, and half a minute at least.
+ *
+ * @internal
+ */
+export const limitOf = (wait: Duration.Duration, stress: boolean): Duration.Duration =>
+  Duration.times(Duration.max(Duration.times(wait, 6), Duration.seconds(30)), patienceOf(stress))
+
 /** @internal */
 export const make = <E>(options: {
   readonly number: number
@@ -319,7 +330,7 @@ export const make = <E>(options: {
   readonly clock: Clock.Clock
 }): Kit<E> => {
   const { clock, stress } = options
-  const patience = stress ? 5 : 1
+  const patience = patienceOf(stress)
   const bound = Duration.times(options.wait, patience)
   const broken: Kit<E>["broken"] = (detail, cause) =>
     new Nonconformance({
@@ -363,12 +374,21 @@ export const make = <E>(options: {
       const look = (): void => {
         for (const watcher of watchers) watcher()
       }
-      const fiber = yield* Stream.runForEach(stream, (delivery) => {
-        deliveries.push(delivery)
-        lastArrival = clock.currentTimeMillisUnsafe()
-        look()
-        return Effect.tap(handle(delivery), () => Effect.sync(look))
-      }).pipe(Effect.forkIn(scope, { startImmediately: true }))
+      const fiber = yield* stream.pipe(
+        Stream.map((delivery) => {
+          deliveries.push(delivery)
+          lastArrival = clock.currentTimeMillisUnsafe()
+          look()
+          return delivery
+        }),
+        // As `consume` does, so that a transport can acknowledge many at once.
+        Stream.mapEffect((delivery) => Effect.tap(handle(delivery), () => Effect.sync(look)), {
+          concurrency: readOptions.maxInFlight ?? 1,
+          unordered: true
+        }),
+        Stream.runDrain,
+        Effect.forkIn(scope, { startImmediately: true })
+      )
 
       const failure = (
         cause: Cause.Cause<EventSubscriber.SubscribeError | Nonconformance>,
@@ -406,18 +426,23 @@ export const make = <E>(options: {
         })
         return Effect.raceAllFirst([passed, over, stalled])
       }
+      const well = (
+        exit: Exit.Exit<void, EventSubscriber.SubscribeError | Nonconformance> | undefined,
+        when: string
+      ): Effect.Effect<void, Nonconformance> =>
+        exit === undefined || Exit.isSuccess(exit) || Cause.hasInterruptsOnly(exit.cause)
+          ? Effect.void
+          : Effect.fail(failure(exit.cause, () => when))
       return {
         deliveries,
         until,
-        ended: within(Effect.asVoid(Fiber.await(fiber)), "ending a subscription whose transport is closed"),
+        ended: Effect.flatMap(
+          within(Fiber.await(fiber), "ending a subscription whose transport is closed"),
+          (exit) => well(exit, "instead of ending with its transport")
+        ),
         close: Effect.andThen(
           within(Scope.close(scope, Exit.void), "closing a subscription"),
-          Effect.suspend(() => {
-            const exit = fiber.pollUnsafe()
-            return exit === undefined || Exit.isSuccess(exit) || Cause.hasInterruptsOnly(exit.cause)
-              ? Effect.void
-              : Effect.fail(failure(exit.cause, () => "before it was closed"))
-          })
+          Effect.suspend(() => well(fiber.pollUnsafe(), "before it was closed"))
         )
       }
     }
