@@ -1,12 +1,13 @@
 /**
  * A relay that has a full log before it: how many events a second it moves to a broker, and marks as moved, beside the same events read
- * from the store and handed to the same publisher without any order, mark or lease.
+ * from the store and handed to the same publisher without any order, mark or lease. Then the same relay at the end of a log that holds a
+ * million events, beside one in a small log, and while old events are deleted.
  *
  * The servers are started from the programs that this machine has; one that it has not is left out, and said so.
  *
  *     node benchmarks/Relay.ts [--quick] [--json FILE]
  */
-import { Context, Effect, Layer, References, type Scope, Stream } from "effect"
+import { Context, Deferred, Effect, Layer, References, type Scope, Stream } from "effect"
 import assert from "node:assert/strict"
 import { spawnSync } from "node:child_process"
 import { mkdtempSync, rmSync } from "node:fs"
@@ -18,8 +19,9 @@ import * as Nats from "../src/publishers/Nats.ts"
 import * as Redis from "../src/publishers/Redis.ts"
 import * as Relay from "../src/Relay.ts"
 import { ownNats, ownRedis } from "../test/fixtures/ownServer.ts"
+import { append, appending, type Database, onEach } from "./databases.ts"
 import { eventsOf } from "./events.ts"
-import { main, median, minimum, type Report } from "./harness.ts"
+import { main, median, minimum, type Report, whole } from "./harness.ts"
 
 type Target = Layer.Layer<EventPublisher.EventPublisher, unknown>
 
@@ -138,4 +140,132 @@ const program = Effect.fnUntraced(function*(quick: boolean) {
 export const run = (quick: boolean): Promise<Report> =>
   Effect.runPromise(Effect.provideService(program(quick), References.MinimumLogLevel, "None"))
 
-if (import.meta.main) await main([run])
+/** Takes up a relay where it is, lets it move so many events, and gives how many a second. */
+const drain = Effect.fnUntraced(function*(store: EventStore.Store, count: number) {
+  const done = yield* Deferred.make<void>()
+  let moved = 0
+  const to = EventPublisher.layer({
+    policy: "closed",
+    // What is beyond that is left to the next round.
+    publish: () =>
+      Effect.suspend(() => {
+        if (++moved === count) Deferred.doneUnsafe(done, Effect.void)
+        return moved > count ? Effect.never : Effect.void
+      })
+  })
+  const begun = performance.now()
+  yield* Effect.provideService(
+    Relay.make({ name: "relay", to, from: "new", flushTimeout: 0 }),
+    EventStore.EventStore,
+    store
+  )
+  yield* Deferred.await(done)
+  return count / (performance.now() - begun) * 1000
+}, Effect.scoped)
+
+/** Deletes old events while others are appended and moved; the longest that nothing was moved, in milliseconds. */
+const besidePruning = Effect.fnUntraced(function*(store: EventStore.Store, keep: number) {
+  let last = performance.now()
+  let longest = 0
+  let moved = 0
+  const to = EventPublisher.layer({
+    policy: "closed",
+    publish: () => {
+      longest = Math.max(longest, performance.now() - last)
+      last = performance.now()
+      moved++
+    }
+  })
+  yield* Effect.provideService(Relay.make({ name: "relay", to }), EventStore.EventStore, store)
+  const begun = performance.now()
+  const appended = yield* appending(store, store.prune({ keep }), Effect.sleep("100 millis"))
+  return {
+    appended,
+    idle: Math.max(longest, performance.now() - last),
+    rate: moved / (performance.now() - begun) * 1000
+  }
+}, Effect.scoped)
+
+const measureLog = Effect.fnUntraced(function*(database: Database, quick: boolean) {
+  const stored = quick ? 20_000 : 1_000_000
+  const pending = quick ? 5000 : 100_000
+  const count = quick ? 1000 : 10_000
+  const rounds = quick ? 2 : 5
+  const small = yield* database.open("small")
+  const large = yield* database.open("large")
+  yield* append(large, stored)
+  // It begins behind what is stored, as if it had moved that.
+  yield* Effect.forEach([small, large], (store) =>
+    Effect.scoped(Effect.provideService(
+      Relay.make({ name: "relay", to: EventPublisher.layer({ policy: "closed", publish: () => {} }), from: "new" }),
+      EventStore.EventStore,
+      store
+    )))
+  yield* append(small, (rounds + 1) * count)
+  yield* append(large, pending)
+  const rates: Record<"small" | "large", Array<number>> = { small: [], large: [] }
+  for (let round = -1; round < rounds; round++) {
+    const inSmall = yield* drain(small, count)
+    const inLarge = yield* drain(large, count)
+    if (round < 0) continue
+    rates.small.push(inSmall)
+    rates.large.push(inLarge)
+  }
+  assert.ok((rounds + 1) * count <= pending, "the relay has come to the end")
+  const { appended, idle, rate } = yield* besidePruning(large, pending + stored / 2)
+  assert.ok(appended.result.events > 0, "nothing was pruned")
+  return {
+    small: median(rates.small),
+    large: median(rates.large),
+    beside: rate,
+    idle,
+    appended: appended.rate,
+    longest: appended.longest,
+    deleted: appended.result.events
+  }
+}, Effect.scoped)
+
+/** A relay in a large log. */
+export const runLog = async (quick: boolean): Promise<Report> => {
+  const { leftOut, measured } = await onEach((database) =>
+    Effect.provideService(measureLog(database, quick), References.MinimumLogLevel, "None")
+  )
+  const [stored, pending] = quick ? ["20,000", "5,000"] : ["1,000,000", "100,000"]
+  return {
+    title: `Relay: ${stored} events sent, ${pending} pending`,
+    rows: measured.map(([database, { appended, beside, deleted, idle, large, longest, small }]) => ({
+      database,
+      "moved/s, small log": whole(small),
+      "moved/s, large log": whole(large),
+      "moved/s while pruning": whole(beside),
+      "longest without any, ms": idle.toFixed(1),
+      "appended/s while pruning": whole(appended),
+      "longest append of 500, ms": longest.toFixed(1),
+      pruned: whole(deleted)
+    })),
+    notes: [
+      "Moved: read, handed to a publisher that acknowledges at once, and marked, in batches of 500; the median of some rounds, in turns. " +
+      "Pruning deletes half of what is stored while another fiber of the process appends 500 events at most ten times a second, and the relay moves them.",
+      ...leftOut
+    ],
+    targets: measured.flatMap(([database, { idle, large, longest, small }]) => [
+      {
+        target: `${database}: in the large log at least 80 % as fast as in the small one`,
+        measured: `${Math.round(100 * large / small)} %`,
+        met: large >= 0.8 * small
+      },
+      {
+        target: `${database}: no append waits for pruning longer than a second`,
+        measured: `${longest.toFixed(1)} ms`,
+        met: longest < 1000
+      },
+      {
+        target: `${database}: the relay does not wait for pruning longer than a second`,
+        measured: `${idle.toFixed(1)} ms`,
+        met: idle < 1000
+      }
+    ])
+  }
+}
+
+if (import.meta.main) await main([run, runLog])

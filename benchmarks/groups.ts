@@ -4,28 +4,11 @@
  *
  *     node benchmarks/groups.ts [--quick] [--json FILE]
  */
-import * as PgClient from "@effect/sql-pg/PgClient"
-import { Context, Effect, Fiber, Layer, Redacted, type Scope, Stream } from "effect"
+import { Effect, Stream } from "effect"
 import assert from "node:assert/strict"
-import { mkdtempSync, rmSync } from "node:fs"
-import { tmpdir } from "node:os"
-import { join } from "node:path"
-import * as PostgresClient from "../src/backends/Postgres.ts"
-import * as EventStore from "../src/EventStore.ts"
-import { uuidV7 } from "../src/internal/ids.ts"
-import * as Postgres from "../src/publishers/Postgres.ts"
-import { answers, urlOf } from "../test/servers.ts"
-import { eventsOf } from "./events.ts"
-import { main, median, type Report } from "./harness.ts"
-
-const rowsAtOnce = 500
-
-const append = (store: EventStore.Store, count: number) =>
-  Effect.forEach(
-    Array.from({ length: count / rowsAtOnce }),
-    () => store.append(eventsOf(rowsAtOnce, 16), { owned: true }),
-    { discard: true }
-  )
+import type * as EventStore from "../src/EventStore.ts"
+import { append, appending, type Database, onEach } from "./databases.ts"
+import { main, median, type Report, whole } from "./harness.ts"
 
 /** Handles so many events of a group, many at a time, and gives how many a second. */
 const drain = Effect.fnUntraced(function*(store: EventStore.Store, consumer: string, position: number, count: number) {
@@ -40,68 +23,10 @@ const drain = Effect.fnUntraced(function*(store: EventStore.Store, consumer: str
   return count / (performance.now() - start) * 1000
 }, Effect.scoped)
 
-/** How many events a second are appended until something else is over, or for so long. */
-const appending = <A, E, R>(store: EventStore.Store, meanwhile: Effect.Effect<A, E, R>) =>
-  Effect.gen(function*() {
-    const start = performance.now()
-    const fiber = yield* Effect.forkChild(meanwhile, { startImmediately: true })
-    let longest = 0
-    let events = 0
-    while (fiber.pollUnsafe() === undefined) {
-      const begun = performance.now()
-      yield* append(store, rowsAtOnce)
-      longest = Math.max(longest, performance.now() - begun)
-      events += rowsAtOnce
-    }
-    return { result: yield* Fiber.join(fiber), rate: events / (performance.now() - start) * 1000, longest }
-  })
-
-interface Database {
-  readonly name: string
-  readonly url?: string
-  /** A store of its own for each name. */
-  readonly open: (name: string) => Effect.Effect<EventStore.Store, unknown, Scope.Scope>
-}
-
-const storeOf = <E>(layer: Layer.Layer<EventStore.EventStore, E>) =>
-  Effect.map(Layer.build(layer), (context) => Context.get(context, EventStore.EventStore))
-
-const databases = (directory: string): ReadonlyArray<Database> => {
-  const url = Redacted.make(urlOf("PostgreSQL"))
-  return [
-    { name: "SQLite", open: (name) => storeOf(EventStore.layerSqlite({ filename: join(directory, `${name}.db`) })) },
-    {
-      name: "PostgreSQL",
-      url: urlOf("PostgreSQL"),
-      open: Effect.fnUntraced(function*(name: string) {
-        const schema = `bench_${name}_${uuidV7(Date.now()).replaceAll("-", "")}`
-        const client = Context.get(yield* Layer.build(PostgresClient.layer({ url })), PgClient.PgClient)
-        yield* Effect.addFinalizer(() =>
-          Effect.orDie(Effect.asVoid(client`DROP SCHEMA IF EXISTS ${client(schema)} CASCADE`))
-        )
-        return yield* storeOf(
-          Layer.provide(Postgres.layerEventStore(), PostgresClient.layer({ url, schema }))
-        )
-      })
-    }
-  ]
-}
-
-const whole = (value: number): string => Math.round(value).toLocaleString("en-US")
-
-interface Measured {
-  readonly small: number
-  readonly large: number
-  readonly alone: number
-  readonly beside: number
-  readonly longest: number
-  readonly deleted: number
-}
-
 const measure = Effect.fnUntraced(function*(database: Database, quick: boolean) {
   const stored = quick ? 10_000 : 1_000_000
-  const pending = quick ? 5000 : 100_000
-  const count = quick ? 1000 : 10_000
+  const pending = quick ? 15_000 : 100_000
+  const count = quick ? 4000 : 10_000
   const rounds = quick ? 2 : 5
   const small = yield* database.open("small")
   const large = yield* database.open("large")
@@ -134,19 +59,8 @@ const measure = Effect.fnUntraced(function*(database: Database, quick: boolean) 
 
 /** Every database, in the order of the table. */
 export const run = async (quick: boolean): Promise<Report> => {
-  const directory = mkdtempSync(join(tmpdir(), "effect-units-bench-"))
-  const measured: Array<readonly [string, Measured]> = []
-  const leftOut: Array<string> = []
-  try {
-    for (const database of databases(directory)) {
-      if (database.url === undefined || await answers(database.url)) {
-        measured.push([database.name, await Effect.runPromise(measure(database, quick))])
-      } else leftOut.push(`${database.name} is left out: nothing answers at ${database.url}.`)
-    }
-  } finally {
-    rmSync(directory, { recursive: true, force: true })
-  }
-  const [stored, pending] = quick ? ["10,000", "5,000"] : ["1,000,000", "100,000"]
+  const { leftOut, measured } = await onEach((database) => measure(database, quick))
+  const [stored, pending] = quick ? ["10,000", "15,000"] : ["1,000,000", "100,000"]
   return {
     title: `Groups: ${stored} events stored, ${pending} pending`,
     rows: measured.map(([database, { alone, beside, deleted, large, longest, small }]) => ({

@@ -80,6 +80,9 @@ export const repeat = <A, E, R>(
     })
   })
 
+/** A number as the tables show it. */
+export const whole = (value: number): string => Math.round(value).toLocaleString("en-US")
+
 export const minimum = (values: ReadonlyArray<number>): number => Math.min(...values)
 
 export const median = (values: ReadonlyArray<number>): number => {

@@ -18,6 +18,7 @@ await main([
   Groups.run,
   Publishers.run,
   Relay.run,
+  Relay.runLog,
   Crash.run,
   Inference.run,
   Inference.runStreams,
