@@ -913,7 +913,8 @@ const processes = (world: World) => {
         yield* Queue.take(stopped.lines)
         yield* store.append([started("a")])
         assert.strictEqual(yield* Queue.take(stopped.lines), "holding a:started 1")
-        yield* stopped.signal("SIGSTOP")
+        // Within a transaction: one that stood still with SQLite's lock would let nobody write.
+        yield* store.withTransaction(stopped.stop)
         const member = yield* join(store)
         const taken = yield* member.take
         assert.strictEqual(shown(taken), "1 a:started again 2")

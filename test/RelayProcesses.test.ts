@@ -169,7 +169,7 @@ const standStill = Effect.fnUntraced(function*(where: Where, directory: string, 
   // Within a transaction: one that stood still with SQLite's lock would let nobody write.
   const stop = (child: (typeof children)[number]) =>
     store.withTransaction(Effect.andThen(
-      child.signal("SIGSTOP"),
+      child.stop,
       sql`SELECT shard FROM effect_units_relay_shards WHERE member = ${child.member}`
     ))
   // Whoever sends first stands still, in the middle of it, unless it has just given its shards to others.
