@@ -192,8 +192,9 @@ const observe = Effect.fnUntraced(function*<U extends Unit.Any, R>(
   const observed: Observed = {
     exit,
     events,
-    comparable: host.ownTexts.reduce(
-      (text, own, index) => text.replaceAll(own, `<${index}>`),
+    // By their places, which do not depend on how long they are; the longer ones first, as they may hold shorter ones.
+    comparable: [...host.ownTexts.entries()].toSorted(([, a], [, b]) => b.length - a.length).reduce(
+      (text, [index, own]) => text.replaceAll(own, `<${index}>`),
       JSON.stringify([result, events.map(lasting)], undefined, 2)
     ),
     before,

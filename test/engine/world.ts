@@ -147,8 +147,7 @@ export const services = (
               directory,
               // Processes and ports are other ones each time.
               get ownTexts() {
-                const numbers = notesOf(elsewhere).flatMap((line) => line.match(/\d+/g) ?? [])
-                return [root, ...numbers.toSorted((a, b) => b.length - a.length)]
+                return [root, ...notesOf(elsewhere).flatMap((line) => line.match(/\d+/g) ?? [])]
               },
               secrets: [secret]
             })
