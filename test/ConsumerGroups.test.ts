@@ -54,10 +54,10 @@ const until = <E>(condition: Effect.Effect<boolean, E>) =>
 
 const noReason = "It was given back, and nobody said why"
 
-/** What holds on every database, in real time. */
 /** Lets input and output go on. */
 const ioTurn = Effect.promise(() => new Promise(setImmediate))
 
+/** What holds on every database, in real time. */
 const suite = <E>(layer: Layer.Layer<SqlClient.SqlClient, E>) => {
   const live = (name: string, test: (parts: Effect.Success<typeof memory>) => Effect.Effect<unknown, unknown, never>) =>
     it.live(name, () => Effect.scoped(Effect.flatMap(built(layer), test)))
