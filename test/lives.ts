@@ -16,7 +16,7 @@ import {
   Stream,
   Tracer
 } from "effect"
-import { TestConsole } from "effect/testing"
+import { TestClock, TestConsole } from "effect/testing"
 import * as Crypto from "node:crypto"
 import * as fs from "node:fs"
 import * as path from "node:path"
@@ -118,6 +118,8 @@ export const domain = <R>(layer: Layer.Layer<R | Host, unknown>) => {
           Effect.provide(Layer.provideMerge(layer, Layer.merge(sinks.layer, publisher))),
           Random.withSeed("lives"),
           Effect.scoped,
+          // Of its own: times are compared with those of another run.
+          Effect.provide(TestClock.layer()),
           Effect.orDie
         )
       })

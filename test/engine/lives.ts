@@ -2,9 +2,9 @@
 import { Effect } from "effect"
 import * as Engine from "../../src/engine/index.ts"
 import { domain } from "../lives.ts"
-import { behave, breakDatabase, holdDatabase, layerOfLives, noted, until, World } from "./world.ts"
+import { behave, breakDatabase, holdDatabase, layer, noted, until, World } from "./world.ts"
 
-const lives = domain(layerOfLives)
+const lives = domain(layer)
 
 const named = { name: "vllm" } as const
 const unknown = { name: "nothing" }

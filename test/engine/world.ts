@@ -82,20 +82,6 @@ const passingAtTheEnd = Effect.map(Deferred.make<void>(), (ended) => ({
   last: Deferred.succeed(ended, undefined)
 }))
 
-/** Kills what the test has left, where its time is compared with that of another. */
-const killingAtTheEnd = (elsewhere: string) =>
-  Effect.map(passingAtTheEnd, (passing) => ({
-    first: Effect.suspend(() => {
-      for (const line of notesOf(elsewhere)) {
-        const pid = Number(/^\d+/.exec(line)?.[0])
-        if (runs(pid)) process.kill(pid, "SIGKILL")
-      }
-      // One that was too young to have noted anything may need its time.
-      return Effect.asVoid(Effect.forkDetach(Effect.andThen(Effect.repeat(turn, { times: 5000 }), passing.first)))
-    }),
-    last: passing.last
-  }))
-
 /** A recipe of one's own: the same program, with a secret in its environment. */
 export const tiny = (bin: string) =>
   Engine.Recipe.make({
@@ -120,10 +106,7 @@ export const root = Effect.acquireRelease(
 export const services = (
   root: string,
   options: Partial<Engine.Options> = {},
-  { docker = `unix://${root}/no-docker.sock`, end = "passing" }: {
-    readonly docker?: string
-    readonly end?: "passing" | "killing"
-  } = {}
+  { docker = `unix://${root}/no-docker.sock` }: { readonly docker?: string } = {}
 ) => {
   const bin = path.join(root, "elsewhere", "bin")
   fs.mkdirSync(bin, { recursive: true })
@@ -132,7 +115,7 @@ export const services = (
   const env = { ...process.env, PATH: `${bin}:${process.env["PATH"]}`, DOCKER_HOST: docker }
   return Layer.unwrap(
     Effect.map(
-      end === "passing" ? passingAtTheEnd : killingAtTheEnd(elsewhere),
+      passingAtTheEnd,
       ({ first, last }) =>
         Layer.effectDiscard(Effect.addFinalizer(() => first)).pipe(
           Layer.provideMerge(Layer.mergeAll(
@@ -160,9 +143,6 @@ export const services = (
 }
 
 export const layer = Layer.unwrap(Effect.map(root, (root) => services(root)))
-
-/** The same, for runs whose times are compared. */
-export const layerOfLives = Layer.unwrap(Effect.map(root, (root) => services(root, {}, { end: "killing" })))
 
 /** Takes the connection to the database away until the scope closes: who needs it waits. */
 export const holdDatabase = Effect.gen(function*() {
